@@ -1,0 +1,19 @@
+"""Recall, state and cost out of run records: tables, Pareto frontiers and figures.
+
+Reads what the runs left on disk, so it needs neither torch nor the rooms that wrote it.
+"""
+
+from analysis.architectures import at_best_learning_rate, points
+from analysis.pareto import frontier
+from analysis.records import BrokenRecord, NoRecords, by_slice, load, save
+
+__all__ = [
+    "BrokenRecord",
+    "NoRecords",
+    "at_best_learning_rate",
+    "by_slice",
+    "frontier",
+    "load",
+    "points",
+    "save",
+]

@@ -1,0 +1,62 @@
+"""Causal linear attention, y_t = phi(q_t) S_t with S_t = sum over s <= t of phi(k_s) v_s^T.
+
+Source: Katharopoulos et al. 2020, arXiv 2006.16236; the chunked form as in Hua et al. 2022, arXiv 2202.10447.
+Cost a token and head, chunks of C: C (K + V) multiply-adds inside the chunk, 2 F V across chunks.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK = 128
+"""Positions a chunk: near C (K + V) = 2 F V for the second-order Taylor map at K = 16, V = 64."""
+
+
+def linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    phi: Callable[[Tensor], Tensor],
+    similarity: Callable[[Tensor, Tensor], Tensor],
+    state: Tensor | None = None,
+    chunk: int = CHUNK,
+) -> tuple[Tensor, Callable[[], Tensor]]:
+    """The parallel form: dense within a chunk, through the state across chunks.
+
+    **Arguments:** `q`, `k` [B, H, N, K]; `v` [B, H, N, V]; `phi` [..., K] -> [..., F]; `similarity` the matrix of
+    phi(q_i) . phi(k_j), [..., C, K] x [..., C, K] -> [..., C, C]; `state` [B, H, F, V], the sum over what came before.
+    **Returns** outputs [B, H, N, V] and a function that gives the state after all N tokens [B, H, F, V] (float32 or
+    wider), which a caller that only wants the outputs never pays for.
+    """
+    N = q.shape[-2]
+    C = min(chunk, max(N, 1))
+    # A padded key is zeroed through its value, since phi(0) need not be 0.
+    qc, kc, vc = (F.pad(t, (0, 0, 0, -N % C)).unflatten(-2, (-1, C)) for t in (q, k, v))  # [B, H, N/C, C, *]
+    causal = torch.ones(C, C, dtype=torch.bool, device=q.device).tril()
+    out = similarity(qc, kc).masked_fill(~causal, 0) @ vc
+
+    if state is None and N <= C:
+        return out.flatten(2, 3)[..., :N, :], lambda: _chunk_states(phi(kc), vc, None)[:, :, -1].clone()
+    states = _chunk_states(phi(kc), vc, state)  # [B, H, N/C + 1, F, V]
+    out = out + phi(qc) @ states[:, :, :-1].to(q.dtype)
+    return out.flatten(2, 3)[..., :N, :], lambda: states[:, :, -1].clone()
+
+
+def _chunk_states(phi_k: Tensor, v: Tensor, state: Tensor | None) -> Tensor:
+    """The state before each chunk and after the last: [B, H, n, C, F], [B, H, n, C, V] -> [B, H, n + 1, F, V]."""
+    wide = torch.promote_types(v.dtype, torch.float32)
+    sums = phi_k.transpose(-1, -2).to(wide) @ v.to(wide)
+    first = torch.zeros_like(sums[:, :, :1]) if state is None else state.unsqueeze(2).to(wide)
+    if sums.shape[2] == 0:  # no token at all: only the state that came in
+        return sums.new_zeros(*sums.shape[:2], 1, *sums.shape[3:]) if state is None else first
+    return torch.cat([first, sums], dim=2).cumsum(dim=2)
+
+
+def linear_attention_step(phi_q: Tensor, phi_k: Tensor, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The recurrent form: phi_q, phi_k [B, H, F], v [B, H, V], state [B, H, F, V] -> output [B, H, V], new state."""
+    S = state.to(torch.promote_types(v.dtype, torch.float32))
+    S = S + phi_k.to(S.dtype).unsqueeze(-1) * v.to(S.dtype).unsqueeze(-2)
+    y = (phi_q.to(S.dtype).unsqueeze(-2) @ S).squeeze(-2)
+    return y.to(v.dtype), S.to(state.dtype)

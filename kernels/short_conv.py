@@ -1,0 +1,25 @@
+"""Short causal depthwise convolution: y_t = sum over i < k of w_i x_{t - k + 1 + i}, with k - 1 inputs as its state."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def short_conv(x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor) -> tuple[Tensor, Tensor]:
+    """The parallel form.
+
+    **Arguments:** `x` [B, N, D]; `weight` [D, 1, k]; `bias` [D]; `past` [B, k - 1, D], the inputs before `x`.
+    **Returns** outputs [B, N, D] and the last k - 1 inputs [B, k - 1, D] in the dtype of `past`.
+    """
+    if x.shape[1] == 0:
+        return x, past
+    inputs = torch.cat([past.to(x.dtype), x], dim=1)  # [B, k - 1 + N, D]
+    y = F.conv1d(inputs.transpose(1, 2), weight, bias, groups=x.shape[2]).transpose(1, 2)
+    return y, inputs[:, x.shape[1] :].to(past.dtype, copy=True)
+
+
+def short_conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor) -> tuple[Tensor, Tensor]:
+    """The recurrent form: `x` [B, D] -> [B, D]."""
+    inputs = torch.cat([past.to(x.dtype), x.unsqueeze(1)], dim=1)  # [B, k, D]
+    y = torch.einsum("bkd,dk->bd", inputs, weight.squeeze(1))
+    return y if bias is None else y + bias, inputs[:, 1:].to(past.dtype, copy=True)

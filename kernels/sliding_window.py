@@ -1,0 +1,43 @@
+"""Sliding-window attention: position t attends to the W positions t - W + 1 .. t.
+
+Source: Beltagy et al. 2020, arXiv 2004.05150. In blocks of at least W positions a query needs its own block and the
+one before, so memory and operations grow with N W rather than N^2.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MIN_BLOCK = 16
+"""A narrow window still works in blocks of this many positions, since smaller matrix products cost no less."""
+
+
+def sliding_window_attention(q: Tensor, k: Tensor, v: Tensor, window_size: int, past: Tensor | None = None) -> Tensor:
+    """The parallel form.
+
+    **Arguments:** `q` [B, H, N, K]; `k` [B, H, P + N, K] and `v` [B, H, P + N, V], the P = W - 1 positions before the
+    first query included where `past` is given; `past` [B, P], True where such a position exists.
+    **Returns** [B, H, N, V].
+    """
+    N, W = q.shape[-2], window_size
+    P = k.shape[-2] - N
+    C = min(max(W, MIN_BLOCK), max(N, 1))
+    blocks = -(-N // C)
+    pad = blocks * C - N
+    q = F.pad(q, (0, 0, 0, pad)).unflatten(-2, (blocks, C))  # [B, H, n, C, K]
+    # Each block sees the W - 1 positions before it; slot j of block b holds position b C + j - (W - 1).
+    before = W - 1 - P
+    span = W - 1 + C
+    k, v = (F.pad(t, (0, 0, before, pad)).unfold(-2, span, C).transpose(-1, -2) for t in (k, v))  # [B, H, n, span, *]
+
+    i = torch.arange(C, device=q.device)[:, None]
+    j = torch.arange(span, device=q.device)[None, :]
+    band = (j >= i) & (j < i + W)  # [C, span]
+    slot = j + C * torch.arange(blocks, device=q.device)[:, None]  # [n, span]
+    if past is None:
+        exists = (slot >= W - 1)[None]  # [1, n, span]
+    else:
+        exists = F.pad(past, (before, N + pad), value=True)[:, slot]  # [B, n, span]
+    visible = band & exists[:, None, :, None, :]  # [B or 1, 1, n, C, span]
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+    return y.flatten(2, 3)[..., :N, :]

@@ -1,0 +1,176 @@
+"""The language model: embedding, residual blocks of a mixer and an optional MLP, norm, head."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Len
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt
+from torch import Tensor, nn
+
+from models.mixer import Mixer, State
+from models.mixers import MIXERS
+from models.settings import SettingError, SettingErrors, check, schema
+
+INITIAL_STD = 0.02
+"""Standard deviation of embeddings and projections at the start, as in GPT-2."""
+
+
+class ModelConfig(BaseModel):
+    """A language model's settings.
+
+    `layers` names the mixer of each layer, bottom to top, as `{"name": ..., setting: ...}` or as the bare name where
+    the defaults serve; `repeats` stacks that pattern several times. `mlp_expand` is the hidden width of the SwiGLU MLP
+    in multiples of D, 0 for no MLP.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    vocab_size: PositiveInt
+    d_model: PositiveInt = 64
+    layers: Annotated[Sequence[str | dict[str, Any]], Len(1)]
+    repeats: PositiveInt = 1
+    mlp_expand: NonNegativeFloat = 0
+    norm: Literal["layer", "rms"] = "layer"
+    tie_embeddings: bool = True
+
+
+class MLP(nn.Module):
+    """SwiGLU. Source: Shazeer 2020, arXiv 2002.05202, equation 6."""
+
+    def __init__(self, d_model: int, width: int):
+        super().__init__()
+        self.gate_proj = nn.Linear(d_model, width, bias=False)
+        self.up_proj = nn.Linear(d_model, width, bias=False)
+        self.down_proj = nn.Linear(width, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x)), then x + mlp(norm(x)) where there is an MLP."""
+
+    def __init__(self, mixer: Mixer, config: ModelConfig):
+        super().__init__()
+        Norm = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
+        self.mixer_norm = Norm(config.d_model, eps=1e-5)
+        self.mixer = mixer
+        width = round(config.mlp_expand * config.d_model)
+        self.mlp_norm = Norm(config.d_model, eps=1e-5) if width else None
+        self.mlp = MLP(config.d_model, width) if width else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._mlp(x + self.mixer(self.mixer_norm(x)))
+
+    def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        y, state = self.mixer.prefill(self.mixer_norm(x), state)
+        return self._mlp(x + y), state
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        y, state = self.mixer.step(self.mixer_norm(x), state)
+        return self._mlp(x + y), state
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        return x if self.mlp is None or self.mlp_norm is None else x + self.mlp(self.mlp_norm(x))
+
+
+class LanguageModel(nn.Module):
+    """A causal language model whose layers may each be another mixer. Its state is the list of its layers' states."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.blocks = nn.ModuleList(
+            Block(build_mixer(layer, config.d_model), config) for layer in config.repeats * list(config.layers)
+        )
+        Norm = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
+        self.norm = Norm(config.d_model, eps=1e-5)
+        self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self._initialise()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens [B, N] -> logits of the next token [B, N, vocabulary], in parallel form."""
+        return self.logits(self.hidden(tokens))
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """Tokens [B, N] -> [B, N, D] just before the head, for a caller that wants the logits of a few positions."""
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> [..., vocabulary]."""
+        return F.linear(hidden, self.embedding.weight if self.head is None else self.head.weight)
+
+    def init_state(
+        self,
+        batch_size: int,
+        *,
+        max_length: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> list[State]:
+        """The state of every layer before the first token, as `Mixer.init_state`."""
+        options = {"max_length": max_length, "dtype": dtype, "device": device}
+        return [block.mixer.init_state(batch_size, **options) for block in self.blocks]
+
+    def prefill(self, tokens: Tensor, state: list[State]) -> tuple[Tensor, list[State]]:
+        """Tokens [B, N] after `state` -> logits [B, N, vocabulary], new state."""
+        x, new = self.embedding(tokens), []
+        for block, layer_state in zip(self.blocks, state, strict=True):
+            x, layer_state = block.prefill(x, layer_state)
+            new.append(layer_state)
+        return self.logits(self.norm(x)), new
+
+    def step(self, token: Tensor, state: list[State]) -> tuple[Tensor, list[State]]:
+        """One token [B] after `state` -> logits [B, vocabulary], new state."""
+        x, new = self.embedding(token), []
+        for block, layer_state in zip(self.blocks, state, strict=True):
+            x, layer_state = block.step(x, layer_state)
+            new.append(layer_state)
+        return self.logits(self.norm(x)), new
+
+    def state_bytes(self, length: int, dtype: torch.dtype) -> int:
+        """Bytes of state a sequence after `length` tokens, summed over layers, from shapes alone."""
+        return sum(block.mixer.state_bytes(length, dtype) for block in self.blocks)
+
+    def _initialise(self) -> None:
+        """Normal projections and embeddings; what writes to the residual stream is scaled down by sqrt(its writers).
+
+        Source: Radford et al. 2019 (GPT-2), section 2.3. A mixer that initialises its own parameters marks them with
+        an attribute `keeps_initialisation`.
+        """
+        writers = len(self.blocks) * (2 if self.config.mlp_expand else 1)
+        for name, module in self.named_modules():
+            if not isinstance(module, nn.Linear | nn.Embedding) or getattr(module, "keeps_initialisation", False):
+                continue
+            writes = name.endswith(("o_proj", "out_proj", "down_proj"))
+            nn.init.normal_(module.weight, std=INITIAL_STD / math.sqrt(writers) if writes else INITIAL_STD)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def build_mixer(layer: str | Mapping[str, Any], d_model: int) -> Mixer:
+    """The mixer that a layer names, its settings checked first.
+
+    **Raises** `SettingErrors` naming each wrong setting: an unknown mixer, a key it does not have, a bad value.
+    """
+    settings = {"name": layer} if isinstance(layer, str) else dict(layer)
+    name = settings.pop("name", None)
+    if name not in MIXERS:
+        raise SettingErrors([SettingError("name", name, f"it must be one of {', '.join(MIXERS)}")])
+    checked = check(schema(MIXERS[name]), {"d_model": d_model, **settings})
+    try:
+        return MIXERS[name](**{key: getattr(checked, key) for key in type(checked).model_fields})
+    except SettingError as error:
+        raise SettingErrors([error]) from None
+
+
+def build_model(config: ModelConfig | Mapping[str, Any]) -> LanguageModel:
+    """The language model that a configuration describes. **Raises** `SettingErrors` where it describes none."""
+    return LanguageModel(config if isinstance(config, ModelConfig) else check(ModelConfig, config))

@@ -1,0 +1,98 @@
+"""Softmax attention over the last W positions, with a ring buffer of keys and values as its state.
+
+Source: Beltagy et al. 2020, arXiv 2004.05150; the window of Based, Arora et al. 2024, arXiv 2402.18668, section 4.2.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import PositiveInt
+from torch import Tensor
+
+from kernels.sliding_window import sliding_window_attention
+from models.mixers.attention import Attention
+
+
+class RingBuffer(NamedTuple):
+    """The last W keys and values; the token at position p stands in slot p mod W, over the one W positions older."""
+
+    k: Tensor  # [B, W, G, K]
+    v: Tensor  # [B, W, G, K]
+    length: Tensor  # [B], tokens seen so far
+
+
+class SlidingWindow(Attention):
+    """Multi-head softmax attention in which position t sees positions t - W + 1 .. t.
+
+    **Arguments:** `window_size` W, the current position included; the rest as in `attention`.
+    """
+
+    def __init__(
+        self,
+        d_model: PositiveInt,
+        window_size: PositiveInt = 64,
+        num_heads: PositiveInt = 1,
+        num_kv_heads: PositiveInt | None = None,
+        use_rope: bool = False,
+    ):
+        super().__init__(d_model, num_heads, num_kv_heads, use_rope)
+        self.window_size = window_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self._project(x, torch.arange(x.shape[1], device=x.device)[None])
+        y = sliding_window_attention(q, self._repeat(k), self._repeat(v), self.window_size)
+        return self.o_proj(y.transpose(1, 2).flatten(-2))
+
+    def init_state(self, batch_size, *, max_length=None, dtype=None, device=None) -> RingBuffer:
+        like = self.like_parameters(dtype, device)
+        shape = (batch_size, self.window_size, self.num_kv_heads, self.head_dim)
+        length = torch.zeros(batch_size, dtype=torch.int64, device=like["device"])
+        return RingBuffer(torch.zeros(shape, **like), torch.zeros(shape, **like), length)
+
+    def prefill(self, x: Tensor, state: RingBuffer) -> tuple[Tensor, RingBuffer]:
+        N, W = x.shape[1], self.window_size
+        q, k, v = self._project(x, state.length[:, None] + torch.arange(N, device=x.device))
+        if N == 0:
+            return self.o_proj(q.transpose(1, 2).flatten(-2)), state
+        # Unroll the ring: the W positions before x, oldest first, then x.
+        ago = torch.arange(-W, 0, device=x.device)
+        before = state.length[:, None] + ago  # [B, W]
+        rows = torch.arange(x.shape[0], device=x.device)[:, None]
+        k, v = (
+            torch.cat([ring[rows, before % W].to(x.dtype), t.transpose(1, 2)], dim=1)  # [B, W + N, G, K]
+            for ring, t in ((state.k, k), (state.v, v))
+        )
+        y = sliding_window_attention(
+            q,
+            self._repeat(k[:, 1:].transpose(1, 2)),
+            self._repeat(v[:, 1:].transpose(1, 2)),
+            W,
+            past=before[:, 1:] >= 0,
+        )
+        # The last W of all positions go back, each to its own slot.
+        slots = (before + N) % W
+        state = RingBuffer(
+            torch.empty_like(state.k).index_put((rows, slots), k[:, N:].to(state.k.dtype)),
+            torch.empty_like(state.v).index_put((rows, slots), v[:, N:].to(state.v.dtype)),
+            state.length + N,
+        )
+        return self.o_proj(y.transpose(1, 2).flatten(-2)), state
+
+    def step(self, x: Tensor, state: RingBuffer) -> tuple[Tensor, RingBuffer]:
+        q, k, v = self._project(x.unsqueeze(1), state.length[:, None])
+        slot = torch.arange(self.window_size, device=x.device)
+        here = (slot == (state.length % self.window_size)[:, None])[..., None, None]  # [B, W, 1, 1]
+        ring_k = torch.where(here, k.transpose(1, 2).to(state.k.dtype), state.k)
+        ring_v = torch.where(here, v.transpose(1, 2).to(state.v.dtype), state.v)
+        filled = (slot <= state.length[:, None])[:, None, None, :]  # [B, 1, 1, W]
+        k, v = (self._repeat(ring.transpose(1, 2).to(x.dtype)) for ring in (ring_k, ring_v))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=filled)  # [B, H, 1, K]
+        return self.o_proj(y.flatten(1)), RingBuffer(ring_k, ring_v, state.length + 1)
+
+    def state_bytes(self, length: int, dtype: torch.dtype) -> int:
+        return 2 * self.window_size * self.num_kv_heads * self.head_dim * dtype.itemsize + torch.int64.itemsize
+
+    def _repeat(self, t: Tensor) -> Tensor:
+        """One key-value head for each query head: [B, G, N, K] -> [B, H, N, K]."""
+        return t if self.num_kv_heads == self.num_heads else t.repeat_interleave(self.num_heads // self.num_kv_heads, 1)

@@ -1,0 +1,70 @@
+"""The constructor's signature is the schema: settings are checked against it before anything is built."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, TypeVar, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class SettingError(ValueError):
+    """One setting that cannot be used: its name, its value, and what would be right, in one sentence."""
+
+    def __init__(self, setting: str, value: object, expected: str):
+        super().__init__(f"{setting} is {value!r}: {expected}")
+        self.setting, self.value, self.expected = setting, value, expected
+
+    def within(self, prefix: str) -> "SettingError":
+        """The same error seen from outside, e.g. `window_size` within `mixer` is `mixer.window_size`."""
+        return SettingError(f"{prefix}.{self.setting}", self.value, self.expected)
+
+
+class SettingErrors(ValueError):
+    """Every wrong setting of a configuration at once, one sentence a line."""
+
+    def __init__(self, errors: list[SettingError]):
+        self.errors = list({str(error): error for error in errors}.values())
+        super().__init__("\n".join(str(error) for error in self.errors))
+
+
+@cache
+def schema(target: Callable[..., Any]) -> type[BaseModel]:
+    """A strict pydantic model of the keyword settings of a class or function, built from its annotations.
+
+    Positional-only and `self` parameters are left out; `d_model` counts as a setting like any other.
+    """
+    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
+    fields: dict[str, Any] = {
+        p.name: (hints[p.name], ... if p.default is p.empty else p.default)
+        for p in inspect.signature(target).parameters.values()
+    }
+    return create_model(target.__name__, __config__=ConfigDict(extra="forbid", strict=True), **fields)
+
+
+def check(model: type[Model], settings: Mapping[str, Any], prefix: str = "") -> Model:
+    """Check `settings` against a pydantic model, e.g. a constructor's `schema`; `prefix` names the group they are in.
+
+    **Raises** `SettingErrors`, which names each unknown, ill-typed or out-of-range setting.
+    """
+    try:
+        return model.model_validate(dict(settings))
+    except ValidationError as error:
+        raise SettingErrors([_sentence(e, model, prefix) for e in error.errors()]) from None
+
+
+def _sentence(error: Any, model: type[BaseModel], prefix: str) -> SettingError:
+    path = ".".join(str(part) for part in error["loc"])
+    name = f"{prefix}.{path}" if prefix else path
+    if error["type"] == "extra_forbidden":
+        known = sorted(model.model_fields)
+        close = difflib.get_close_matches(path, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(known)}"
+        return SettingError(name, error["input"], f"{model.__name__} has no such setting; {hint}")
+    if error["type"] == "missing":
+        return SettingError(name, None, "it must be given")
+    message = error["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    return SettingError(name, error["input"], f"it {message}" if message.startswith("should") else message)
