@@ -1,5 +1,6 @@
 """Run records as one tidy DataFrame, from JSON or Parquet."""
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -9,18 +10,18 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pandas import DataFrame
+from pandas import DataFrame, Series
 
 Source = str | os.PathLike[str]
 
 _JSON_COLUMNS = b"recallbench.json_columns"
 
 
-class BrokenRecord(ValueError):
+class BrokenRecordError(ValueError):
     """A file that should hold run records cannot be read as such."""
 
 
-class NoRecords(ValueError):
+class NoRecordsError(ValueError):
     """There is not one run record where records were looked for."""
 
 
@@ -32,21 +33,22 @@ def load(path: Source | Iterable[Source], *, study: str | None = None) -> DataFr
     than once counts once.
 
     Nested fields become dotted columns (`state.bytes`, `cost.seconds`); settings and metrics keep
-    their own names (`mixer.feature_dim`, `seed`, `accuracy`). `slices` and `state.layers` stay lists
-    of dicts. With `study`, only that study's runs: those that its manifest
+    their own names (`mixer.feature_dim`, `seed`, `accuracy`); `slices` and `state.layers` stay
+    lists of dicts. With `study`, only that study's runs: those that its manifest
     `studies/<study>.json` lists or, where there is no manifest, those recorded under its name; the
     column `study` then holds that name.
 
-    **Raises** `BrokenRecord` for a file that cannot be read, `NoRecords` if there is none.
+    **Raises** `BrokenRecordError` for a file that cannot be read, `NoRecordsError` where there is
+    no record at all.
     """
     sources = [path] if isinstance(path, str | os.PathLike) else list(path)
     frames = [_read(Path(source), study) for source in sources]
     frames = [frame for frame in frames if len(frame)]
     if not frames:
         of = f" of study {study!r}" if study else ""
-        raise NoRecords(f"no run records{of} in {', '.join(map(str, sources))}")
+        raise NoRecordsError(f"no run records{of} in {', '.join(map(str, sources))}")
     runs = frames[0] if len(frames) == 1 else pd.concat(frames)
-    return runs.drop_duplicates("identity", ignore_index=True)
+    return _missing_as_none(runs.drop_duplicates("identity", ignore_index=True))
 
 
 def save(runs: DataFrame, path: Source) -> None:
@@ -74,7 +76,7 @@ def by_slice(runs: DataFrame) -> DataFrame:
 
     A run without slices has no row.
     """
-    sliced = runs[runs["slices"].map(bool, na_action="ignore").eq(True)]
+    sliced = runs.loc[runs["slices"].map(bool).astype(bool)]
     rows = sliced.explode("slices", ignore_index=True)
     values = DataFrame(rows.pop("slices").tolist(), index=rows.index)
     return rows.drop(columns=values.columns, errors="ignore").join(values)
@@ -83,17 +85,79 @@ def by_slice(runs: DataFrame) -> DataFrame:
 def _read(path: Path, study: str | None) -> DataFrame:
     if path.suffix == ".parquet":
         runs = _read_parquet(path)
-        return runs if study is None else runs[runs["study"] == study]
+        return runs if study is None else runs.loc[runs["study"] == study]
     single = path.is_file()
     root = path.parent.parent if single else path
-    manifest = root / "studies" / f"{study}.json"
-    if study is not None and manifest.exists():
-        members = [root / str(name) / "result.json" for name in _read_json(manifest, "identities")]
-        files = [path] if single and path in members else [] if single else members
-        records = list(_read_records(files))
-        for record in records:
-            record["study"] = study
+    members = _manifest(root, study) if study else None
+    if single:
+        files = [path]
+    elif members is not None:
+        files = [root / identity / "result.json" for identity in sorted(members)]
     else:
-        files = [path] if single else sorted(path.glob("*/result.json"))
-        records = [r for r in _read_records(files) if study in (None, r.get("study"))]
-    return _missing_as_none(DataFrame([_row(record) for record in records]))
+        files = sorted(root.glob("*/result.json"))
+    rows = [_row(record) for record in _records(files)]
+    if members is not None:
+        rows = [{**row, "study": study} for row in rows if row["identity"] in members]
+    elif study is not None:
+        rows = [row for row in rows if row["study"] == study]
+    return DataFrame(rows)
+
+
+def _manifest(root: Path, study: str) -> set[str] | None:
+    """The identities that belong to a study, None where it has no manifest."""
+    file = root / "studies" / f"{study}.json"
+    return set(_read_json(file, {"identities"})["identities"]) if file.exists() else None
+
+
+def _records(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):  # a run that has not finished
+            yield _read_json(file, {"identity", "study", "status", "family", "config"})
+
+
+def _read_json(file: Path, keys: set[str]) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise BrokenRecordError(f"{file} cannot be read: {error}") from error
+    if not isinstance(content, dict) or keys - content.keys():
+        raise BrokenRecordError(f"{file} is no record: it lacks one of {', '.join(sorted(keys))}")
+    return content
+
+
+def _read_parquet(file: Path) -> DataFrame:
+    try:
+        table = pq.read_table(file)
+        json_columns = json.loads((table.schema.metadata or {})[_JSON_COLUMNS])
+    except FileNotFoundError:
+        return DataFrame()
+    except (OSError, ValueError, KeyError) as error:
+        raise BrokenRecordError(f"{file} cannot be read as saved run records: {error}") from error
+    runs = table.to_pandas()
+    decoded = {name: Series(map(json.loads, runs[name]), dtype=object) for name in json_columns}
+    return runs.assign(**decoded)
+
+
+def _row(record: dict[str, Any]) -> dict[str, Any]:
+    own = {key: value for key, value in record.items() if key not in ("config", "metrics")}
+    return _flat(own) | _flat(record["config"]) | _flat(record.get("metrics") or {})
+
+
+def _flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _missing_as_none(runs: DataFrame) -> DataFrame:
+    """One kind of missing in columns of any type: None, which JSON knows, not NaN."""
+    objects = {str(name): runs[name] for name in runs if runs[name].dtype == object}
+    return runs.assign(
+        **{name: column.where(column.notna(), None) for name, column in objects.items()}
+    )

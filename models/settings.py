@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 Model = TypeVar("Model", bound=BaseModel)
+T = TypeVar("T")
 
 
 class SettingError(ValueError):
@@ -45,26 +46,31 @@ def schema(target: Callable[..., Any]) -> type[BaseModel]:
     return create_model(target.__name__, __config__=ConfigDict(extra="forbid", strict=True), **fields)
 
 
-def check(model: type[Model], settings: Mapping[str, Any], prefix: str = "") -> Model:
-    """Check `settings` against a pydantic model, e.g. a constructor's `schema`; `prefix` names the group they are in.
+def check(model: type[Model], settings: Mapping[str, Any]) -> Model:
+    """Check `settings` against a pydantic model, e.g. a constructor's `schema`.
 
     **Raises** `SettingErrors`, which names each unknown, ill-typed or out-of-range setting.
     """
     try:
         return model.model_validate(dict(settings))
     except ValidationError as error:
-        raise SettingErrors([_sentence(e, model, prefix) for e in error.errors()]) from None
+        raise SettingErrors([_sentence(e, model) for e in error.errors()]) from None
 
 
-def _sentence(error: Any, model: type[BaseModel], prefix: str) -> SettingError:
+def construct(target: Callable[..., T], settings: Mapping[str, Any]) -> T:
+    """Call `target` with settings checked against its signature. **Raises** `SettingErrors` or `SettingError`."""
+    checked = check(schema(target), settings)
+    return target(**{name: getattr(checked, name) for name in type(checked).model_fields})
+
+
+def _sentence(error: Any, model: type[BaseModel]) -> SettingError:
     path = ".".join(str(part) for part in error["loc"])
-    name = f"{prefix}.{path}" if prefix else path
     if error["type"] == "extra_forbidden":
         known = sorted(model.model_fields)
         close = difflib.get_close_matches(path, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(known)}"
-        return SettingError(name, error["input"], f"{model.__name__} has no such setting; {hint}")
+        return SettingError(path, error["input"], f"{model.__name__} has no such setting; {hint}")
     if error["type"] == "missing":
-        return SettingError(name, None, "it must be given")
+        return SettingError(path, None, "it must be given")
     message = error["msg"].removeprefix("Input ").removeprefix("Value error, ")
-    return SettingError(name, error["input"], f"it {message}" if message.startswith("should") else message)
+    return SettingError(path, error["input"], f"it {message}" if message.startswith("should") else message)

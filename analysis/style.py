@@ -1,0 +1,160 @@
+"""The print style that all figures share: one column of a two-column paper.
+
+One colour and marker for each family, everywhere and always. Colours are those of Okabe and Ito
+(2008) and of Paul Tol's muted scheme, which readers with colour vision deficiency tell apart; the
+marker says it again, in grayscale too.
+"""
+
+import math
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+from pandas import Series
+
+COLUMN_WIDTH = 3.4
+"""Inches."""
+
+INK, FAINT_INK, BACKGROUND_INK = "#222222", "#666666", "#DDDDDD"
+
+_PRINT: dict[Any, Any] = {
+    # STIX ships with matplotlib, so that a figure is the same on every machine.
+    "font.family": "STIXGeneral",
+    "mathtext.fontset": "stix",
+    "font.size": 7.5,
+    "axes.labelsize": 8.5,
+    "axes.titlesize": 8.5,
+    "axes.titlepad": 3,
+    "axes.titlelocation": "left",
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "figure.labelsize": 8.5,
+    "legend.fontsize": 8,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.minor.width": 0.4,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "xtick.minor.size": 1.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#ECECEC",
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.0,
+    "legend.frameon": False,
+    "legend.handlelength": 1.6,
+    "legend.handletextpad": 0.4,
+    "legend.columnspacing": 1.2,
+    "legend.borderaxespad": 0.3,
+    "legend.borderpad": 0.0,
+    "figure.dpi": 300,
+    "savefig.dpi": 300,
+    "pdf.fonttype": 42,  # TrueType, which publishers accept and readers can search
+}
+
+Marker = str | tuple[int, int, int]
+
+
+class Look(NamedTuple):
+    """How a family is called and drawn."""
+
+    name: str
+    color: str
+    marker: Marker
+
+    @property
+    def size(self) -> float:
+        """Printer's points; a star fills less of its circle."""
+        return 7.0 if self.marker == "*" or isinstance(self.marker, tuple) else 4.8
+
+
+_LOOKS = {
+    "attention": Look("attention", "#000000", "*"),
+    "sliding_window": Look("sliding window", "#56B4E9", "s"),
+    "linear_attention": Look("linear attention", "#E69F00", "^"),
+    "based": Look("Based", "#D55E00", "o"),
+    "short_conv": Look("short convolution", "#888888", (4, 1, 0)),
+    "long_conv": Look("long convolution", "#999933", (4, 1, 45)),
+    "hyena": Look("Hyena", "#009E73", "D"),
+    "h3": Look("H3", "#117733", "d"),
+    "mamba": Look("Mamba", "#0072B2", "v"),
+    "mamba2": Look("Mamba-2", "#332288", "P"),
+    "retnet": Look("RetNet", "#CC79A7", "X"),
+    "gla": Look("GLA", "#882255", "p"),
+    "deltanet": Look("DeltaNet", "#88CCEE", "<"),
+    "gated_deltanet": Look("Gated DeltaNet", "#44AA99", ">"),
+    "rwkv7": Look("RWKV-7", "#AA4499", "h"),
+}
+_OTHER_COLORS = ["#CC6677", "#0072B2", "#117733", "#AA4499", "#661100", "#6699CC", "#999933"]
+_OTHER_MARKERS: list[Marker] = ["8", (3, 1, 0), (6, 1, 0), (8, 1, 0), (5, 1, 180)]
+
+
+def look(family: str) -> Look:
+    """The look of a family; one that has none of its own gets, by its name, always the same."""
+    if family in _LOOKS:
+        return _LOOKS[family]
+    number = zlib.crc32(family.encode())
+    color = _OTHER_COLORS[number % len(_OTHER_COLORS)]
+    marker = _OTHER_MARKERS[number // len(_OTHER_COLORS) % len(_OTHER_MARKERS)]
+    return Look(family.replace("_", " "), color, marker)
+
+
+@contextmanager
+def print_style() -> Iterator[None]:
+    """Give print style to what is drawn within; also the decorator of a figure's `draw`."""
+    with mpl.rc_context(_PRINT):
+        yield
+
+
+def column_figure(height: float) -> Figure:
+    """An empty figure of one column's width and `height` inches, in which text can be measured."""
+    figure = Figure(figsize=(COLUMN_WIDTH, height))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def axes_at(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
+    """New axes whose frame is at a position in inches."""
+    across, up = figure.get_size_inches()
+    return figure.add_axes((left / across, bottom / up, width / across, height / up))
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure in the format of the suffix; equal figures give equal files."""
+    undated = {".pdf": {"CreationDate": None}, ".png": {"Software": None}}
+    with print_style():
+        figure.savefig(path, metadata=undated.get(path.suffix))
+
+
+def bytes_axis(axes: Axes, counts: Series) -> None:
+    """Make x logarithmic around these byte counts, with readable ticks at powers of two."""
+    low, high = counts.min() / 1.6, counts.max() * 2.2
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(low, high)
+    powers = range(math.ceil(math.log2(low)), math.floor(math.log2(1.6 * counts.max())) + 1)
+    every = math.ceil(len(powers) / 5)
+    axes.xaxis.set_major_locator(FixedLocator([2.0**p for p in powers if p % every == 0]))
+    axes.xaxis.set_minor_locator(FixedLocator([2.0**p for p in powers if p % every]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: readable_bytes(count)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def readable_bytes(count: float) -> str:
+    """A count of bytes in binary units, as in 4 KiB."""
+    power = min(int(math.log2(count)) // 10, 4) if count >= 1 else 0
+    return f"{count / 1024**power:g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"

@@ -1,0 +1,38 @@
+"""Where Hydra looks for plugins: it accepts sweepers from this package alone. What this one does is in `sweeps`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+from rich.console import Console
+
+
+class StudySweeper(Sweeper):
+    """`-m` with comma-separated values, or `+study=NAME`: a union of product grids, checked as a whole, then run."""
+
+    def __init__(self, params: Mapping[str, Any], grids: Sequence[Mapping[str, Any]]):
+        self.params, self.grids = params, grids
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config, self.hydra_context = config, hydra_context
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        # Hydra imports this file at every start; what it needs of torch waits until there is something to sweep.
+        from sweeps.grid import expand  # noqa: PLC0415
+        from sweeps.study import run_study  # noqa: PLC0415
+
+        assert self.hydra_context is not None
+        assert self.launcher is not None
+        loader, launcher = self.hydra_context.config_loader, self.launcher
+        run_study(
+            expand(arguments, self.params, self.grids, loader),
+            compose=lambda point: loader.load_sweep_config(self.config, list(point)),
+            launch=lambda jobs: launcher.launch(jobs, initial_job_idx=0),
+            console=Console(),
+        )

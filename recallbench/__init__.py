@@ -1,0 +1,1 @@
+"""Tasks, training, evaluation, state measurement and the run record."""

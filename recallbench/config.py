@@ -1,0 +1,219 @@
+"""From a composed Hydra configuration to a run: what can change the result, checked and named by its hash."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeVar, cast
+
+import torch
+from annotated_types import Ge, Gt, Le
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, StringConstraints
+
+from models import MIXERS, ModelConfig
+from models.language_model import build_mixer
+from models.settings import SettingError, SettingErrors, check, construct, schema
+from recallbench.task import Task
+from recallbench.tasks import TASKS
+
+UNDER_STUDY = "mixer"
+"""In `model.layers`, the layer whose mixer and settings are the configuration group `mixer`."""
+
+T = TypeVar("T")
+NonNegative = Annotated[float, Ge(0)]
+Settings = Mapping[str, Any]
+
+
+class TrainConfig(BaseModel):
+    """How a run trains: AdamW, a cosine over epochs from `learning_rate` to 0.
+
+    `stop_at_accuracy` ends the training of a run as soon as its validation accuracy reaches it.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    learning_rate: PositiveFloat = 1e-3
+    weight_decay: NonNegative = 0.1
+    batch_size: PositiveInt = 256
+    epochs: PositiveInt = 32
+    stop_at_accuracy: Annotated[float, Gt(0), Le(1)] | None = 0.99
+
+
+class LoggerConfig(BaseModel):
+    """Who is told of a run beside its record: `none`, or `wandb` with its `project` and `entity`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    name: Literal["none", "wandb"] = "none"
+    project: str = "recallbench"
+    entity: str | None = None
+
+
+class ExecutionConfig(BaseModel):
+    """Where and how a run is carried out: none of it changes a result, so none of it is in a run's identity.
+
+    `runs`: the folder of run records. `study`: the name that the records carry. `device`: `auto`, `cpu` or `cuda`.
+    `logger`: what is told of the run beside its record. `checkpoint_seconds`: time between checkpoints. `rerun`: run
+    again what has a record, which is kept aside.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    runs: str = "runs"
+    study: str | None = None
+    device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    logger: LoggerConfig = LoggerConfig()
+    checkpoint_seconds: NonNegative = 60
+    rerun: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training with one resolved configuration, every part of it checked."""
+
+    task: Task
+    model: ModelConfig
+    train: TrainConfig
+    seed: int
+    family: str  # the mixer under study, or the name of the layer pattern
+    settings: dict[str, Any]  # every setting by its dotted name, defaults included
+    essence: dict[str, Any]  # the settings that can change the result, those at their default left out
+
+    @property
+    def identity(self) -> str:
+        """The hash of every setting that can change the result, and of nothing else.
+
+        A setting at its default is left out, so that one added later leaves the identities of earlier runs alone.
+        """
+        return _digest(self.essence)
+
+    @property
+    def group(self) -> str:
+        """Equal for runs that can train together as members: all but the learning rate and the seed."""
+        train = {key: value for key, value in self.essence["train"].items() if key != "learning_rate"}
+        return _digest({**self.essence, "train": train, "seed": None})
+
+
+def resolve(config: Settings) -> Run:
+    """The run that a composed configuration describes.
+
+    **Raises** `SettingErrors` with one sentence for each setting that is unknown, ill-typed, out of range, or that
+    does not go with another.
+    """
+    errors: list[SettingError] = []
+    task = _attempt(errors, "task", lambda: _build_task(config["task"]))
+    train = _attempt(errors, "train", lambda: check(TrainConfig, config["train"]))
+    seed = config["seed"]
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        errors.append(SettingError("seed", seed, "it must be a whole number, 0 or more"))
+    label = config["model"].get("name")
+    layers = config["model"].get("layers")
+    pattern = {**_unnamed(config["model"]), "vocab_size": task.vocab_size if task else 1}
+    if isinstance(layers, list):
+        pattern["layers"] = [_layer(entry, config["mixer"]) for entry in layers]
+    model = _attempt(errors, "model", lambda: check(ModelConfig, pattern))
+    if model and layers:
+        for i, layer in enumerate(model.layers):
+            with torch.device("meta"):
+                where = "mixer" if layers[i] == UNDER_STUDY else f"model.layers[{i}]"
+                _attempt(errors, where, lambda layer=layer: build_mixer(layer, model.d_model))
+    if errors or not (task and model and train):
+        raise SettingErrors(errors)
+
+    settings = {
+        "task": _named(TASKS, config["task"], defaults=True),
+        "model": {"name": label, **model.model_dump(mode="json")},
+        "train": train.model_dump(mode="json"),
+        "seed": seed,
+    }
+    if UNDER_STUDY in config["model"]["layers"]:
+        settings["mixer"] = _named(MIXERS, config["mixer"], defaults=True)
+    essence = {
+        "task": _named(TASKS, config["task"]),
+        "model": {
+            **model.model_dump(mode="json", exclude_defaults=True),
+            "layers": [_named(MIXERS, layer) for layer in model.layers],
+        },
+        "train": train.model_dump(mode="json", exclude_defaults=True),
+        "seed": seed,
+    }
+    return Run(task, model, train, seed, label or config["mixer"]["name"], dict(_flatten(settings)), essence)
+
+
+def _build_task(group: Settings) -> Task:
+    if group.get("name") not in TASKS:
+        raise SettingError("name", group.get("name"), f"it must be one of {', '.join(TASKS)}")
+    return construct(TASKS[group["name"]], _unnamed(group))
+
+
+def _layer(entry: Any, mixer: Settings) -> Any:
+    if entry == UNDER_STUDY:
+        return dict(mixer)
+    return {"name": entry} if isinstance(entry, str) else entry
+
+
+def _attempt(errors: list[SettingError], prefix: str, build: Callable[[], T]) -> T | None:
+    """What `build` gives, or None with its errors collected, each under `prefix`."""
+    try:
+        return build()
+    except SettingErrors as found:
+        errors += [error.within(prefix) for error in found.errors]
+    except SettingError as error:
+        errors.append(error.within(prefix))
+    return None
+
+
+def _named(registry: Mapping[str, Any], group: Settings, defaults: bool = False) -> dict[str, Any]:
+    """The name of an entry and its settings as plain JSON values, those at their default left out unless asked for."""
+    model = schema(registry[group["name"]])
+    given = {**({"d_model": 1} if "d_model" in model.model_fields else {}), **_unnamed(group)}
+    values = check(model, given).model_dump(mode="json", exclude_defaults=not defaults)
+    return {"name": group["name"], **{key: value for key, value in values.items() if key != "d_model"}}
+
+
+def _unnamed(group: Settings) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key != "name"}
+
+
+def _flatten(tree: Settings, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _digest(essence: Any) -> str:
+    return hashlib.sha256(json.dumps(essence, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A composed configuration as plain values, without Hydra's own part.
+
+    **Raises** `SettingError` for an interpolation that leads nowhere.
+    """
+    settings = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    try:
+        return cast(dict[str, Any], OmegaConf.to_container(settings, resolve=True))
+    except OmegaConfBaseException as error:
+        where, what = error.full_key or "a setting", str(error).splitlines()[0]
+        raise SettingError(where, str(OmegaConf.select(config, where, throw_on_resolution_failure=False)), what) from None
+
+
+def runs_of(config: Settings) -> list[Run]:
+    """The runs of a configuration: one, or one for each entry of `members`, a learning rate and a seed each."""
+    return [
+        resolve({**config, "train": {**config["train"], "learning_rate": m["learning_rate"]}, "seed": m["seed"]})
+        for m in config["members"]
+    ] or [resolve(config)]
+
+
+def execution_of(config: Settings) -> ExecutionConfig:
+    """The part of a configuration that changes no result. **Raises** `SettingErrors` as `resolve` does."""
+    own = {key: value for key, value in config.items() if key not in ("task", "model", "mixer", "train", "seed", "members")}
+    execution = check(ExecutionConfig, own)
+    if execution.device.startswith("cuda") and not torch.cuda.is_available():
+        raise SettingErrors([SettingError("device", execution.device, "this machine has no GPU that torch can use")])
+    return execution

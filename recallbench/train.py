@@ -1,0 +1,276 @@
+"""Training and evaluating members, from any step to the end."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models import build_model
+from recallbench.config import Run
+from recallbench.interrupt import Stopped, StopRequest
+from recallbench.members import AdamW, Parameters, every_member, stack
+from recallbench.task import IGNORED, Examples, generator
+
+
+@dataclass
+class Progress:
+    """One member's own part of the training state, beside its slice of the stacked tensors."""
+
+    run: Run
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class Ended:
+    """A member that is done: at its last epoch, at its goal, or at a loss that is no longer finite."""
+
+    run: Run
+    status: str
+    reason: str | None
+    log: list[dict[str, Any]]
+    steps: int
+    tokens: int
+    seconds: float
+    parameters: Parameters  # of this member alone
+
+
+class Training:
+    """Members of one shape in lockstep, on one device.
+
+    **Arguments:** `runs`, equal but for learning rate and seed; `checkpoints`, one for each run, all at the same step,
+    or None to start.
+    """
+
+    def __init__(self, runs: Sequence[Run], device: torch.device, checkpoints: Sequence[dict[str, Any]] | None = None):
+        first = runs[0]
+        self.train, self.device = first.train, device
+        self.members = [Progress(run) for run in runs]
+        models = []
+        for run in runs:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(run.seed)
+                models.append(build_model(run.model))
+        self.model, parameters = stack(models, device)
+        self.logits = every_member(self.model)
+        self.optimizer = AdamW(
+            parameters,
+            {name: torch.zeros_like(p) for name, p in parameters.items()},
+            {name: torch.zeros_like(p) for name, p in parameters.items()},
+            self.train.weight_decay,
+        )
+        self.step = 0
+        self.seconds = 0.0
+        self.epoch_loss = torch.zeros(len(runs), device=device)
+        self.diverged_at = torch.full((len(runs),), -1, device=device)
+        if checkpoints:
+            self._restore(checkpoints)
+        for parameter in parameters.values():
+            parameter.requires_grad_()
+
+        self.segments = first.task.examples("train", device)
+        self.validation = first.task.examples("validation", device)
+        B = self.train.batch_size
+        self.batches = [(i, b) for i, segment in enumerate(self.segments) for b in range(max(1, len(segment) // B))]
+
+    def run(
+        self,
+        stop: StopRequest,
+        checkpoint_seconds: float,
+        save: Callable[[Run, dict[str, Any]], None],
+        tell: Callable[[Run, list[dict[str, Any]]], None],
+        end: Callable[[Ended], None],
+    ) -> None:
+        """Train to the end of every member.
+
+        `save` is given each member's checkpoint, `tell` each member's log after an epoch, `end` each member that ends.
+        **Raises** `Stopped` once `stop` is made and all members are saved.
+        """
+        saved_at = time.monotonic()
+        while self.members:
+            epoch, done = divmod(self.step, len(self.batches))
+            rates = self._learning_rates(epoch)
+            order = self._order(epoch)
+            for segment, rows in order[done:]:
+                started = time.monotonic()
+                self._train_step(segment, rows, rates)
+                now = time.monotonic()
+                self.seconds += now - started
+                if stop.made or now - saved_at > checkpoint_seconds:
+                    self._save(save)
+                    saved_at = time.monotonic()
+                if stop.made:
+                    raise Stopped
+            started = time.monotonic()
+            self._end_epoch(epoch, rates, tell)
+            self.seconds += time.monotonic() - started
+            self._retire(epoch, end)
+
+    def _train_step(self, segment: int, rows: Tensor, rates: Tensor) -> None:
+        batch = self.segments[segment]
+        parameters = self.optimizer.parameters
+        losses = self._losses(batch, rows)
+        gradients = torch.autograd.grad(losses.sum(), list(parameters.values()))
+        self.step += 1
+        self.optimizer.step(gradients, rates, self.step)
+        # Nothing here waits for the device: a loss that is not finite is noted, and acted on at the end of the epoch.
+        losses = losses.detach()
+        self.epoch_loss += losses
+        broke = ~losses.isfinite() & (self.diverged_at < 0)
+        self.diverged_at = torch.where(broke, self.step, self.diverged_at)
+
+    def _losses(self, batch: Examples, rows: Tensor) -> Tensor:
+        """The mean cross-entropy of each member over the asked positions of some rows: [M]."""
+        targets = batch.targets[rows]
+        logits = self.logits(self.optimizer.parameters, batch.tokens[rows], batch.positions[rows])  # [M, B, Q, vocab]
+        return torch.func.vmap(lambda x: F.cross_entropy(x.flatten(0, 1), targets.flatten(), ignore_index=IGNORED))(
+            logits
+        )
+
+    def _learning_rates(self, epoch: int) -> Tensor:
+        """[M], on a cosine over epochs from each member's own rate to 0."""
+        share = 0.5 * (1 + math.cos(math.pi * epoch / self.train.epochs))
+        rates = [share * member.run.train.learning_rate for member in self.members]
+        return torch.tensor(rates, device=self.device)
+
+    def _order(self, epoch: int) -> list[tuple[int, Tensor]]:
+        """The batches of an epoch, as (segment, rows): a function of the task's seed and the epoch alone."""
+        random = generator("cpu", self.members[0].run.task.seed, "order", epoch)
+        shuffled = [torch.randperm(len(segment), generator=random).to(self.device) for segment in self.segments]
+        B = self.train.batch_size
+        batches = [self.batches[i] for i in torch.randperm(len(self.batches), generator=random).tolist()]
+        return [(segment, shuffled[segment][b * B : (b + 1) * B]) for segment, b in batches]
+
+    def _end_epoch(self, epoch: int, rates: Tensor, tell: Callable[[Run, list[dict[str, Any]]], None]) -> None:
+        metrics, _ = evaluate(self.logits, self.optimizer.parameters, self.validation, self.train.batch_size)
+        losses = (self.epoch_loss / len(self.batches)).tolist()
+        self.epoch_loss.zero_()
+        for i, member in enumerate(self.members):
+            entry = {
+                "epoch": epoch + 1,
+                "epochs": self.train.epochs,
+                "step": self.step,
+                "learning_rate": rates[i].item(),
+                "train_loss": losses[i],
+                "validation_loss": metrics[i]["loss"],
+                "validation_accuracy": metrics[i]["accuracy"],
+                "seconds": self.seconds,
+            }
+            member.log.append({key: _finite(value) for key, value in entry.items()})
+            tell(member.run, member.log)
+
+    def _retire(self, epoch: int, end: Callable[[Ended], None]) -> None:
+        """Let go of the members that are done, so that the others go on without them."""
+        goal = self.train.stop_at_accuracy
+        staying = []
+        for i, member in enumerate(self.members):
+            broke_at = int(self.diverged_at[i])
+            accuracy = member.log[-1]["validation_accuracy"]
+            if broke_at >= 0:
+                self._end(i, "diverged", f"the loss was not finite at step {broke_at}", end)
+            elif epoch + 1 == self.train.epochs or (goal is not None and accuracy >= goal):
+                self._end(i, "completed", None, end)
+            else:
+                staying.append(i)
+        if len(staying) < len(self.members):
+            self._keep(staying)
+
+    def _end(self, i: int, status: str, reason: str | None, end: Callable[[Ended], None]) -> None:
+        member = self.members[i]
+        own = {name: p[i].detach() for name, p in self.optimizer.parameters.items()}
+        end(Ended(member.run, status, reason, member.log, self.step, self._tokens(), self.seconds, own))
+
+    def _tokens(self) -> int:
+        """Tokens read so far; a member ends at the end of an epoch, so whole epochs have passed."""
+        epochs = self.step // len(self.batches)
+        B = self.train.batch_size
+        return epochs * sum(
+            min(B, len(self.segments[i])) * self.segments[i].tokens.shape[1] for i, _ in self.batches
+        )
+
+    def _keep(self, staying: list[int]) -> None:
+        index = torch.tensor(staying, dtype=torch.int64, device=self.device)
+        self.members = [self.members[i] for i in staying]
+        self.epoch_loss, self.diverged_at = self.epoch_loss[index], self.diverged_at[index]
+        tables = [
+            {name: tensor.detach()[index] for name, tensor in table.items()}
+            for table in (self.optimizer.parameters, self.optimizer.mean, self.optimizer.square)
+        ]
+        for parameter in tables[0].values():
+            parameter.requires_grad_()
+        self.optimizer = self.optimizer._replace(parameters=tables[0], mean=tables[1], square=tables[2])
+
+    def _save(self, save: Callable[[Run, dict[str, Any]], None]) -> None:
+        """A checkpoint for each member alone, so that it can go on in any company."""
+        for i, member in enumerate(self.members):
+            tables = (self.optimizer.parameters, self.optimizer.mean, self.optimizer.square)
+            parameters, mean, square = (
+                {name: tensor.detach()[i].cpu().clone() for name, tensor in table.items()} for table in tables
+            )
+            checkpoint = {
+                "step": self.step,
+                "seconds": self.seconds,
+                "epoch_loss": self.epoch_loss[i].item(),
+                "diverged_at": int(self.diverged_at[i]),
+                "log": member.log,
+                "parameters": parameters,
+                "mean": mean,
+                "square": square,
+            }
+            save(member.run, checkpoint)
+
+    def _restore(self, checkpoints: Sequence[dict[str, Any]]) -> None:
+        self.step = checkpoints[0]["step"]
+        self.seconds = max(c["seconds"] for c in checkpoints)
+        self.epoch_loss = torch.tensor([c["epoch_loss"] for c in checkpoints], device=self.device)
+        self.diverged_at = torch.tensor([c["diverged_at"] for c in checkpoints], device=self.device)
+        for name in ("parameters", "mean", "square"):
+            for key, tensor in getattr(self.optimizer, name).items():
+                tensor.copy_(torch.stack([c[name][key] for c in checkpoints]))
+        for member, checkpoint in zip(self.members, checkpoints, strict=True):
+            member.log = checkpoint["log"]
+
+
+@torch.no_grad()
+def evaluate(
+    logits: Callable[[Parameters, Tensor, Tensor], Tensor],
+    parameters: Parameters,
+    slices: Sequence[Examples],
+    batch_size: int,
+) -> tuple[list[dict[str, float]], list[list[dict[str, Any]]]]:
+    """Accuracy and loss of every member: overall and by slice, each the mean over examples of the mean over questions."""
+    table = []  # a row a slice: [2, M]
+    for examples in slices:
+        sums: list[Tensor] = []
+        batches = zip(*(t.split(batch_size) for t in (examples.tokens, examples.positions, examples.targets)), strict=True)
+        for tokens, positions, targets in batches:
+            x = logits(parameters, tokens, positions).float()  # [M, B, Q, vocab]
+            asked = targets != IGNORED
+            share = asked / asked.sum(1, keepdim=True).clamp_min(1)
+            right = (x.argmax(-1) == targets) * share
+            answers = targets.clamp_min(0).expand(x.shape[:-1])[..., None]
+            loss = (x.logsumexp(-1) - x.gather(-1, answers)[..., 0]) * share
+            sums.append(torch.stack([right.sum((1, 2)), loss.sum((1, 2))]))
+        table.append(torch.stack(sums).sum(0))
+    sizes = [len(examples) for examples in slices]
+    totals = torch.stack(table).double().cpu()  # [slices, 2, M]
+    overall = (totals.sum(0) / sum(sizes)).T.tolist()
+    by_slice = [
+        [
+            {**examples.slice, "accuracy": a, "loss": _finite(b), "examples": size}
+            for examples, size, (a, b) in zip(
+                slices, sizes, (totals[:, :, i] / torch.tensor(sizes)[:, None]).tolist(), strict=True
+            )
+        ]
+        for i in range(totals.shape[2])
+    ]
+    return [{"accuracy": a, "loss": b} for a, b in overall], by_slice
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: a loss that is not finite is null in the record."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

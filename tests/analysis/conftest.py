@@ -1,0 +1,173 @@
+"""Synthetic run records in the shape that recallbench writes."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Record = dict[str, Any]
+KV_PAIRS = (2, 4, 8, 16)
+
+
+def make_record(
+    mixer: str = "based",
+    accuracy: float | None = 0.9,
+    *,
+    study: str = "quick",
+    status: str = "completed",
+    seed: int = 0,
+    learning_rate: float = 1e-3,
+    state_bytes: int = 4096,
+    validation: float | None = None,
+    slices: dict[int, float] | None = None,
+    family: str | None = None,
+    **settings: Any,
+) -> Record:
+    """One record; `settings` are the mixer's, `slices` the accuracy at each number of kv pairs."""
+    config = {
+        "task.name": "mqar",
+        "task.vocab_size": 8192,
+        "task.train": [[64, 4, 100_000], [128, 8, 20_000]],
+        "model.d_model": 64,
+        "model.layers": ["short_conv", {"name": mixer, **settings}],
+        "mixer.name": mixer,
+        **{f"mixer.{name}": value for name, value in settings.items()},
+        "train.learning_rate": learning_rate,
+        "train.epochs": 16,
+        "seed": seed,
+    }
+    completed = status == "completed" and accuracy is not None
+    if completed and slices is None:
+        slices = dict.fromkeys(KV_PAIRS, accuracy)
+    return {
+        "identity": hashlib.sha256(json.dumps(config).encode()).hexdigest()[:16],
+        "study": study,
+        "status": status,
+        "reason": None if completed else f"the run {status}",
+        "family": family or mixer,
+        "config": config,
+        "metrics": {
+            "accuracy": accuracy,
+            "loss": 0.05,
+            "validation_accuracy": accuracy if validation is None else validation,
+            "validation_loss": 0.05,
+        }
+        if completed
+        else None,
+        "slices": [
+            {
+                "sequence_length": 64,
+                "num_kv_pairs": pairs,
+                "accuracy": a,
+                "loss": 0.1,
+                "examples": 1000,
+            }
+            for pairs, a in (slices or {}).items()
+        ],
+        "state": {
+            "length": 64,
+            "dtype": "float32",
+            "elements": state_bytes // 4,
+            "bytes": state_bytes,
+            "layers": [
+                {"mixer": "short_conv", "elements": 128, "bytes": 512},
+                {"mixer": mixer, "elements": state_bytes // 4 - 128, "bytes": state_bytes - 512},
+            ],
+        },
+        "cost": {
+            "seconds": 12.5,
+            "steps": 1000,
+            "tokens": 64_000,
+            "parameters": 600_000,
+            "peak_memory_bytes": None,
+        },
+        "provenance": {
+            "code_version": "abc123",
+            "packages": {"torch": "2.13.0", "numpy": "2.4.6"},
+            "device": "NVIDIA H100",
+            "host": "node1",
+            "time": "2026-01-01T00:00:00+00:00",
+        },
+    }
+
+
+def architectures() -> list[tuple[str, dict[str, Any], int, float]]:
+    """The points of a study like the default one: mixer, settings, bytes of state, capacity."""
+    d = 64
+    found: list[tuple[str, dict[str, Any], int, float]] = [("attention", {}, 4 * 2 * 64 * d, 64.0)]
+    for window in (4, 8, 16, 32, 64):
+        state = 4 * 2 * window * d
+        found.append(("sliding_window", {"window_size": window}, state, 0.35 * window))
+    for feature_map, dims in (("taylor", (8, 16)), ("elu", (8, 16)), ("relu", (8, 16))):
+        for k in dims:
+            features = 1 + k + k * (k + 1) // 2 if feature_map == "taylor" else k
+            capacity = features * {"taylor": 0.12, "elu": 0.2, "relu": 0.3}[feature_map]
+            settings = {"feature_map": feature_map, "feature_dim": k}
+            found.append(("linear_attention", settings, 4 * features * (d + 1), capacity))
+    for k in (4, 8, 16):
+        for window in (8, 16):
+            features = 1 + k + k * (k + 1) // 2
+            state = 4 * (features * (d + 1) + 2 * window * d)
+            capacity = 0.14 * features + 0.4 * window
+            found.append(("based", {"feature_dim": k, "window_size": window}, state, capacity))
+    return found
+
+
+def make_study(seeds: int = 1) -> list[Record]:
+    """Every architecture at two learning rates; the higher is better for small states."""
+    records = []
+    for mixer, settings, state_bytes, capacity in architectures():
+        for rate in (1e-3, 3e-3):
+            for seed in range(seeds):
+                reach = capacity * (1.15 if rate == 3e-3 else 1.0) * (1 + 0.12 * math.sin(9 * seed))
+                curve = {n: 1 / (1 + (n / reach) ** 1.6) for n in KV_PAIRS}
+                records.append(
+                    make_record(
+                        mixer,
+                        sum(curve.values()) / len(curve),
+                        slices=curve,
+                        learning_rate=rate,
+                        seed=seed,
+                        state_bytes=state_bytes + 512,
+                        **settings,
+                    )
+                )
+    return records
+
+
+def write_records(root: Path, records: list[Record], **manifests: list[Record]) -> Path:
+    """A runs directory of these records, with a manifest for each study named."""
+    for record in records:
+        directory = root / record["identity"]
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "result.json").write_text(json.dumps(record))
+    for study, members in manifests.items():
+        file = root / "studies" / f"{study}.json"
+        file.parent.mkdir(exist_ok=True)
+        identities = [record["identity"] for record in members]
+        file.write_text(json.dumps({"study": study, "identities": identities}))
+    return root
+
+
+@pytest.fixture(scope="session")
+def record() -> Callable[..., Record]:
+    return make_record
+
+
+@pytest.fixture(scope="session")
+def study() -> Callable[..., list[Record]]:
+    return make_study
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Write records as a runs directory."""
+
+    def into(records: list[Record], **manifests: list[Record]) -> Path:
+        return write_records(tmp_path / "runs", records, **manifests)
+
+    return into
