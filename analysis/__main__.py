@@ -37,7 +37,11 @@ def _arguments() -> argparse.Namespace:
         "figures", help="draw every figure that the runs support, with the table behind it"
     )
     figures.add_argument(
-        "runs", nargs="+", type=Path, help="runs directories, Parquet files or single result.json"
+        "runs",
+        nargs="*",
+        type=Path,
+        default=[Path("runs")],
+        help="runs directories, Parquet files or single result.json, by default runs/",
     )
     figures.add_argument("--study", help="only the runs of this study")
     figures.add_argument("--out", type=Path, default=Path("figures"), help="where to write")

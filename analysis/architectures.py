@@ -70,7 +70,10 @@ def _with_point(runs: DataFrame) -> DataFrame:
 
 
 def _architecture(runs: DataFrame) -> list[str]:
-    """The settings that make a point: dotted columns, but not those of a measured group."""
+    """The settings that make a point: dotted columns, but not those of a measured group.
+
+    `seed`, which does not make a point, is the one setting without a dot.
+    """
     measured = ("state.", "cost.", "provenance.")
     dotted = [name for name in runs if "." in str(name) and not str(name).startswith(measured)]
     return [str(name) for name in dotted if name != _RATE]

@@ -87,7 +87,7 @@ def label_ends(axes: Axes, ends: Floats, texts: Sequence[str], colors: Sequence[
     level = isotonic(heights[order] - steps)
     level = level.clip(frame.y0, max(frame.y0, frame.y1 - steps[-1])) + steps
     to_data = axes.transData.inverted().transform
-    for i, height in zip(order.tolist(), level, strict=True):
+    for i, height in zip(map(int, order), level, strict=True):
         if not texts[i]:
             continue
         leader = np.array([ends[i], to_data((frame.x1 + 5 * pixel, height))])

@@ -1,6 +1,5 @@
 """Run records as one tidy DataFrame, from JSON or Parquet."""
 
-import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -110,16 +109,13 @@ def _manifest(root: Path, study: str) -> set[str] | None:
 
 
 def _records(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    for file in files:
-        with contextlib.suppress(FileNotFoundError):  # a run that has not finished
-            yield _read_json(file, {"identity", "study", "status", "family", "config"})
+    keys = {"identity", "study", "status", "family", "config"}
+    return (_read_json(file, keys) for file in files if file.exists())
 
 
 def _read_json(file: Path, keys: set[str]) -> dict[str, Any]:
     try:
         content = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        raise
     except (OSError, ValueError) as error:
         raise BrokenRecordError(f"{file} cannot be read: {error}") from error
     if not isinstance(content, dict) or keys - content.keys():
@@ -128,11 +124,11 @@ def _read_json(file: Path, keys: set[str]) -> dict[str, Any]:
 
 
 def _read_parquet(file: Path) -> DataFrame:
+    if not file.exists():
+        return DataFrame(columns=["study"])
     try:
         table = pq.read_table(file)
         json_columns = json.loads((table.schema.metadata or {})[_JSON_COLUMNS])
-    except FileNotFoundError:
-        return DataFrame()
     except (OSError, ValueError, KeyError) as error:
         raise BrokenRecordError(f"{file} cannot be read as saved run records: {error}") from error
     runs = table.to_pandas()

@@ -143,7 +143,7 @@ def save(figure: Figure, path: Path) -> None:
 
 def bytes_axis(axes: Axes, counts: Series) -> None:
     """Make x logarithmic around these byte counts, with readable ticks at powers of two."""
-    low, high = counts.min() / 1.6, counts.max() * 2.2
+    low, high = counts.min() / 1.6, counts.max() * 2.2  # labels take their room on the right
     axes.set_xscale("log", base=2)
     axes.set_xlim(low, high)
     powers = range(math.ceil(math.log2(low)), math.floor(math.log2(1.6 * counts.max())) + 1)

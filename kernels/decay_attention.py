@@ -44,7 +44,7 @@ def decay_linear_attention(
     total = log_decay.sum(-1).flatten(1, 2)  # [B, H, n]
     if total.shape[2] == 1 and state is None:
         return out.flatten(1, 2).flatten(2, 3), lambda: added().squeeze(2)
-    states = _states(added(), total, state)  # [B, H, n + 1, K, V]
+    states = _states(added(), total, state, chunk)  # [B, H, n + 1, K, V]
     before = states[:, :, :-1].unflatten(1, heads).to(q.dtype)
     out = out + q @ before * log_decay.cumsum(-1).exp().unsqueeze(-1).to(q.dtype)
     return out.flatten(1, 2).flatten(2, 3)[:, :, :N], states[:, :, -1].clone
@@ -71,7 +71,7 @@ def _segment_sums(log_decay: Tensor) -> Tensor:
     return terms.cumsum(-2).masked_fill(~causal, -torch.inf)
 
 
-def _states(added: Tensor, log_decay: Tensor, state: Tensor | None) -> Tensor:
+def _states(added: Tensor, log_decay: Tensor, state: Tensor | None, chunk: int) -> Tensor:
     """The state before each of n chunks and after the last: [B, H, n, K, V], [B, H, n] -> [B, H, n + 1, K, V].
 
     The recurrence over chunks is that over positions with q = k = 1 and a whole state as the value.
@@ -82,6 +82,6 @@ def _states(added: Tensor, log_decay: Tensor, state: Tensor | None) -> Tensor:
         after = log_decay.exp()[..., None, None] * first + added
     else:
         one = added.new_ones(added.shape[0], 1, n, 1)
-        after, _ = decay_linear_attention(one, one, added.flatten(-2), log_decay, first.flatten(-2))
+        after, _ = decay_linear_attention(one, one, added.flatten(-2), log_decay, first.flatten(-2), chunk)
         after = after.unflatten(-1, shape)
     return torch.cat([first, after], dim=2)

@@ -1,10 +1,10 @@
 """The selective scan of Mamba: h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t, y_t = C_t . h_t, in every channel alone.
 
-Source: Gu and Dao 2023, arXiv 2312.00752, equation 2a with the discretisation of section 3.6.
-Every channel and state element decays at its own rate, so nothing here is a matrix product over positions. The parallel
-form cuts the sequence into chunks of C and takes the C steps of all chunks at once: one time from zero, which gives
-what each chunk adds, and a second time from the state that enters each chunk. Decays are only ever multiplied, never
-divided by, so that none can overflow. Work is 2 N steps; the tensors kept for the backward pass are 3 N states.
+Source: Gu and Dao 2023, arXiv 2312.00752, equation 2a, with the decay of equation 4 and, as in its reference, dt B for
+the input. Every channel and state element decays at its own rate, so nothing here is a matrix product over positions.
+The parallel form cuts the sequence into chunks of C and takes the C steps of all chunks at once: one time from zero,
+which gives what each chunk adds, and a second time from the state that enters each chunk. Decays are multiplied and
+never divided by, so that none can overflow. Work is 2 N steps, and the backward pass keeps the size of 3 N states.
 """
 
 from collections.abc import Sequence
@@ -59,9 +59,9 @@ def _scan(decay: Sequence[Tensor], update: Sequence[Tensor], total: Tensor, stat
     """
     h = state.unsqueeze(1)
     if total.shape[1] > 1:
-        added = reduce(
-            lambda h, step: torch.addcmul(step[1], step[0], h), zip(decay[1:], update[1:], strict=True), update[0]
-        )
+        added = update[0]
+        for a, b in zip(decay[1:], update[1:], strict=True):
+            added = torch.addcmul(b, a, added)
         h = torch.cat([h, _after(total, added, state)[:, :-1]], dim=1)
     states = []
     for a, b in zip(decay, update, strict=True):

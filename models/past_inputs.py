@@ -3,7 +3,7 @@
 A filter has a reach, the number of inputs before the current one that it sees; None where it sees all of them.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,13 +25,21 @@ class FixedPast(NamedTuple):
 PastInputs = GrowingPast | FixedPast
 
 
-def no_inputs(batch_size: int, channels: int, reach: int | None, max_length: int | None, **like: Any) -> PastInputs:
+def no_inputs(
+    batch_size: int,
+    channels: int,
+    reach: int | None,
+    max_length: int | None,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> PastInputs:
     """The past before the first token, with room for `max_length` tokens where that is given."""
+    slots = 0 if max_length is None else past_length(max_length, reach)
+    inputs = torch.zeros(batch_size, slots, channels, dtype=dtype, device=device)
     if max_length is None:
-        return GrowingPast(torch.zeros(batch_size, 0, channels, **like))
-    capacity = past_length(max_length, reach)
-    length = torch.zeros(batch_size, dtype=torch.int64, device=like["device"])
-    return FixedPast(torch.zeros(batch_size, capacity, channels, **like), length)
+        return GrowingPast(inputs)
+    return FixedPast(inputs, torch.zeros(batch_size, dtype=torch.int64, device=device))
 
 
 def past_length(length: int, reach: int | None) -> int:
@@ -43,18 +51,19 @@ def remember(past: PastInputs, x: Tensor, reach: int | None) -> tuple[Tensor, Pa
     """Add `x` [B, N, D] to what is held.
 
     **Returns** the inputs that the N outputs depend on [B, P + N, D], oldest first (zeros where there was none), and
-    the new past.
+    the new past. A fixed past that has no room left for an input still needed **raises** `IndexError`.
     """
+    new = x.to(past.inputs.dtype)
     if isinstance(past, GrowingPast):
-        inputs = torch.cat([past.inputs, x.to(past.inputs.dtype)], dim=1)
+        inputs = torch.cat([past.inputs, new], dim=1)
         excess = inputs.shape[1] - past_length(inputs.shape[1], reach)
         return inputs.to(x.dtype), GrowingPast(inputs[:, excess:].clone() if excess else inputs)
     N, C = x.shape[1], past.inputs.shape[1]
     rows = torch.arange(x.shape[0], device=x.device)[:, None]
-    ago = torch.arange(-C, 0, device=x.device)
-    before = past.inputs[rows, (past.length[:, None] + ago) % max(C, 1)].to(x.dtype)  # [B, C, D]
-    kept = x[:, max(N - C, 0) :] if reach is not None else x
-    slots = past.length[:, None] + torch.arange(N - kept.shape[1], N, device=x.device)
-    # Without a finite reach nothing may be overwritten: a token beyond the room for it is an index out of range.
-    past.inputs[rows, slots if reach is None else slots % max(C, 1)] = kept.to(past.inputs.dtype)
-    return torch.cat([before, x], dim=1), FixedPast(past.inputs, past.length.add_(N))
+    before = past.length[:, None] + torch.arange(-C, 0, device=x.device)  # [B, C]
+    inputs = torch.cat([past.inputs[rows, before % max(C, 1)], new], dim=1)
+    slots = past.length[:, None] + torch.arange(N, device=x.device)  # [B, N]
+    if reach == C:  # only then may the oldest be overwritten
+        new, slots = new[:, max(N - C, 0) :], slots[:, max(N - C, 0) :] % max(C, 1)
+    past.inputs[rows, slots] = new
+    return inputs.to(x.dtype), FixedPast(past.inputs, past.length.add_(N))

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, TypeVar, get_type_hints
@@ -68,9 +69,9 @@ def _sentence(error: Any, model: type[BaseModel]) -> SettingError:
     if error["type"] == "extra_forbidden":
         known = sorted(model.model_fields)
         close = difflib.get_close_matches(path, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(known)}"
-        return SettingError(path, error["input"], f"{model.__name__} has no such setting; {hint}")
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+        return SettingError(path, error["input"], f"there is no such setting; {hint}")
     if error["type"] == "missing":
         return SettingError(path, None, "it must be given")
-    message = error["msg"].removeprefix("Input ").removeprefix("Value error, ")
-    return SettingError(path, error["input"], f"it {message}" if message.startswith("should") else message)
+    message = re.sub("^(Input|Value|String|List) should", "it should", error["msg"])
+    return SettingError(path, error["input"], message.removesuffix(" after validation, not 0"))

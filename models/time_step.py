@@ -1,4 +1,4 @@
-"""How state space models draw their step sizes at the start: log-uniform over three orders of magnitude or so."""
+"""How state space models draw their step sizes at the start: log-uniform over two orders of magnitude."""
 
 import math
 

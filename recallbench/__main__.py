@@ -2,68 +2,82 @@
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from models.settings import SettingError, SettingErrors
 from recallbench.config import execution_of, plain, runs_of
+from recallbench.execute import execute
 from recallbench.explain import explain
 from recallbench.interrupt import Stopped, stop_on_signals
+from recallbench.progress import describe, watch
+from recallbench.record import RunDirectory
+
+CONFIGURATION = Path(__file__).parent.parent / "conf"
 
 
 def run(config: DictConfig) -> None:
-    """Carry out the run, or the members, of one composed configuration."""
-    from recallbench.execute import execute  # noqa: PLC0415 - after the configuration is known to be right
-
+    """One composed configuration: a run at the command line, or a job of a study, whose members train together."""
     settings = plain(config)
     runs, execution = runs_of(settings), execution_of(settings)
-    with stop_on_signals() as stop:
-        execute(runs, execution, stop)
-
-
-def run_watched(config: DictConfig) -> None:
-    """`run` for one run at the command line, with a bar and a line at the end."""
-    from recallbench.progress import describe, watch  # noqa: PLC0415
-    from recallbench.record import RunDirectory  # noqa: PLC0415
-
-    settings = plain(config)
-    if settings["members"]:  # a job of a study, which has a bar of its own
-        return run(config)
-    (single,), execution = runs_of(settings), execution_of(settings)
-    directory = RunDirectory(execution.runs, single)
+    if settings["members"]:  # the study has a bar of its own
+        with stop_on_signals() as stop:
+            execute(runs, execution, stop)
+        return
     console = Console()
-    label = f"{single.family} {directory.path}"
+    directory = RunDirectory(execution.runs, runs[0])
+    label = f"{runs[0].family} {directory.path}"
     if directory.has_record() and not execution.rerun:
         console.print(describe(directory.record(), label), highlight=False, soft_wrap=True)
         console.print("it has a record already; rerun=true runs it again")
-        return None
-    with watch({label: directory}, console, single.family):
-        run(config)
-    if directory.record()["status"] == "failed":
-        sys.exit(1)
-    return None
+        return
+    with watch({label: directory}, console, runs[0].family), stop_on_signals() as stop:
+        execute(runs, execution, stop)
 
 
 def main() -> None:
-    """The command line: what is wrong with a configuration is said in a sentence a line, and ends with status 2."""
+    """The command line. What is wrong with a configuration is said in a sentence a line, and ends with status 2."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here rather than to Hydra's printer
     console = Console(stderr=True)
-    application = hydra.main(config_path="../conf", config_name="config", version_base="1.3")(run_watched)
+    wrong: list[Exception] = []
+
+    def task(config: DictConfig) -> None:
+        try:
+            run(config)
+        except (SettingError, SettingErrors) as error:  # kept from Hydra, which would print the overrides before it
+            wrong.append(error)
+
+    overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
     try:
-        application()
+        if nameless := [override for override in overrides if override.startswith("=")]:
+            raise SettingError("an override", nameless[0], "it must be written SETTING=VALUE")
+        hydra.main(config_path=str(CONFIGURATION), config_name="config", version_base="1.3")(task)()
+        for error in wrong:
+            raise error
     except (SettingError, SettingErrors) as error:
         console.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
-    except (HydraException, OmegaConfBaseException) as error:
-        console.print(explain(error, sys.argv[1:]), markup=False, highlight=False, soft_wrap=True)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if type(error) is ValueError and "Config group override" not in str(error):
+            raise  # a bug of ours; Hydra has no exception of its own for a group set to null
+        console.print(explain(error, overrides, _compose), markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except Stopped:
         console.print("stopped, everything saved; the same command goes on from here")
         sys.exit(130)
+
+
+def _compose(overrides: Sequence[str]) -> Mapping[str, Any]:
+    with hydra.initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+        composed = hydra.compose("config", overrides=list(overrides))
+    return OmegaConf.to_container(composed, resolve=False)  # pyright: ignore[reportReturnType] - a mapping at its root
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar, cast
 
@@ -10,7 +11,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, StringConstraints
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
 from models import MIXERS, ModelConfig
 from models.language_model import build_mixer
@@ -20,6 +21,9 @@ from recallbench.tasks import TASKS
 
 UNDER_STUDY = "mixer"
 """In `model.layers`, the layer whose mixer and settings are the configuration group `mixer`."""
+
+PARTS = ("task", "model", "mixer", "train", "seed", "members")
+"""The parts of a configuration that say what is run; the rest says where and how."""
 
 T = TypeVar("T")
 NonNegative = Annotated[float, Ge(0)]
@@ -39,6 +43,21 @@ class TrainConfig(BaseModel):
     batch_size: PositiveInt = 256
     epochs: PositiveInt = 32
     stop_at_accuracy: Annotated[float, Gt(0), Le(1)] | None = 0.99
+
+
+class Member(BaseModel):
+    """What may differ between runs that train together."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    learning_rate: PositiveFloat
+    seed: Annotated[int, Ge(0)]
+
+
+class Members(BaseModel):
+    """The members of one job, none for a run alone."""
+
+    members: list[Member]
 
 
 class LoggerConfig(BaseModel):
@@ -63,7 +82,7 @@ class ExecutionConfig(BaseModel):
 
     runs: str = "runs"
     study: str | None = None
-    device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    device: str = "auto"
     logger: LoggerConfig = LoggerConfig()
     checkpoint_seconds: NonNegative = 60
     rerun: bool = False
@@ -102,7 +121,9 @@ def resolve(config: Settings) -> Run:
     **Raises** `SettingErrors` with one sentence for each setting that is unknown, ill-typed, out of range, or that
     does not go with another.
     """
-    errors: list[SettingError] = []
+    errors = [SettingError(group, None, "it must be given") for group in PARTS if config.get(group) is None]
+    if errors:
+        raise SettingErrors(errors)
     task = _attempt(errors, "task", lambda: _build_task(config["task"]))
     train = _attempt(errors, "train", lambda: check(TrainConfig, config["train"]))
     seed = config["seed"]
@@ -198,22 +219,26 @@ def plain(config: DictConfig) -> dict[str, Any]:
     try:
         return cast(dict[str, Any], OmegaConf.to_container(settings, resolve=True))
     except OmegaConfBaseException as error:
-        where, what = error.full_key or "a setting", str(error).splitlines()[0]
-        raise SettingError(where, str(OmegaConf.select(config, where, throw_on_resolution_failure=False)), what) from None
+        absent = str(error).splitlines()[0].removeprefix("Interpolation key ").removesuffix(" not found").strip("'")
+        expected = f"{absent} does not exist; choose a configuration that has it"
+        raise SettingError(error.full_key or absent, f"${{{absent}}}", expected) from None
 
 
 def runs_of(config: Settings) -> list[Run]:
     """The runs of a configuration: one, or one for each entry of `members`, a learning rate and a seed each."""
+    members = check(Members, {"members": config.get("members")}).members
     return [
-        resolve({**config, "train": {**config["train"], "learning_rate": m["learning_rate"]}, "seed": m["seed"]})
-        for m in config["members"]
+        resolve({**config, "train": {**config["train"], "learning_rate": m.learning_rate}, "seed": m.seed})
+        for m in members
     ] or [resolve(config)]
 
 
 def execution_of(config: Settings) -> ExecutionConfig:
     """The part of a configuration that changes no result. **Raises** `SettingErrors` as `resolve` does."""
-    own = {key: value for key, value in config.items() if key not in ("task", "model", "mixer", "train", "seed", "members")}
+    own = {key: value for key, value in config.items() if key not in PARTS}
     execution = check(ExecutionConfig, own)
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", execution.device):
+        raise SettingErrors([SettingError("device", execution.device, "it must be auto, cpu, cuda or cuda:INDEX")])
     if execution.device.startswith("cuda") and not torch.cuda.is_available():
         raise SettingErrors([SettingError("device", execution.device, "this machine has no GPU that torch can use")])
     return execution

@@ -2,41 +2,51 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from hydra.errors import HydraException
+from hydra.errors import OverrideParseException
 
 
-def explain(error: Exception, overrides: Iterable[str], known: Iterable[str] = ()) -> str:
-    """One sentence for an error of Hydra's.
+def explain(error: Exception, overrides: Sequence[str], compose: Callable[[Sequence[str]], Mapping[str, Any]]) -> str:
+    """One sentence for an error of Hydra's, given the overrides that led to it.
 
-    **Arguments:** `overrides`: those given; `known`: the dotted names of the settings there are, to suggest one.
+    **Arguments:** `compose`: makes a configuration of overrides; it is asked for one without the wrong override, to
+    learn which settings there are.
     """
     message = str(error).strip()
-    if named := re.search(r"Could not override '([^']+)'", message):
-        key = named[1]
-        value = next((o.split("=", 1)[1] for o in overrides if o.lstrip("+~").startswith(f"{key}=")), None)
+    if named := re.search(r"Could not override '([^']+)'|Could not append .*?'([^']+)'", message):
+        key = named[1] or named[2]
+        wrong = [o for o in overrides if re.split("[=@]", o.lstrip("+~"))[0] == key]
+        try:
+            known = list(setting_names(compose([o for o in overrides if o not in wrong])))
+        except Exception:  # noqa: BLE001 - more than one thing is wrong; this one is said without a suggestion
+            known = []
+        value = wrong[0].partition("=")[2] if wrong else ""
         return f"{key} is {value!r}: there is no such setting{_suggest(key, known)}"
-    if named := re.search(r"Could not find '([^']+)/([^'/]+)'", message):
-        options = re.findall(r"^\t(\S+)", message, flags=re.M)
+    if named := re.search(r"Could not find '(.+)/([^'/]+)'", message):
+        listed = message.partition("Available options in")[2].partition("Config search path")[0]
+        options = re.findall(r"^\s+([\w-]+)$", listed, flags=re.MULTILINE)
         return f"{named[1]} is {named[2]!r}: it must be one of {', '.join(options)}"
-    if named := re.search(r"(?:No match in the defaults list|Could not override) [^']*'?([\w./@]+)", message):
-        return f"{named[1]}: {message.splitlines()[0]}"
+    if "Config group override must be a string" in message:
+        groups = [o for o in overrides if "." not in o.partition("=")[0]]
+        return f"one of {', '.join(groups)} names no configuration: a group is chosen by the name of a file in conf/"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override!r} cannot be read: an override is written SETTING=VALUE"
     return " ".join(message.split())
 
 
 def setting_names(config: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
     """The dotted names of all settings of a configuration."""
     for key, value in config.items():
+        yield f"{prefix}{key}"
         if isinstance(value, Mapping):
             yield from setting_names(value, f"{prefix}{key}.")
-        yield f"{prefix}{key}"
 
 
-def _suggest(key: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(key, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-__all__ = ["HydraException", "explain", "setting_names"]
+def _suggest(key: str, known: list[str]) -> str:
+    if close := difflib.get_close_matches(key, known, n=1):
+        return f"; did you mean {close[0]}?"
+    group, _, _ = key.rpartition(".")
+    beside = [name for name in known if name.rpartition(".")[0] == group]
+    return f"; there are {', '.join(beside)}" if beside else ""

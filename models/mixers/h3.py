@@ -53,7 +53,7 @@ class DiagonalSSM(nn.Module):
         wide = accumulation_dtype(self.log_dt.dtype)
         dt = self.log_dt.to(wide).exp().unsqueeze(-1)
         half_step = torch.complex(-self.inv_A_real.to(wide).exp(), self.A_imag.to(wide)) * dt / 2
-        log_a = (1 + half_step).log() - (1 - half_step).log()
+        log_a = 2 * half_step.atanh()  # log of (1 + z) / (1 - z), without its cancellation at small z
         return log_a, dt * from_pairs(self.B) / (1 - half_step), from_pairs(self.C.squeeze(0))
 
 

@@ -2,8 +2,8 @@
 
     z_1 = v,   z_{i+1} = x_i * (h_i conv z_i),   out = W_o z_{order+1}
 
-where v, x_1, ... are projections of the input after a short convolution, and where h_1 is that short convolution alone,
-so that order 2 has one long convolution between two gates.
+where v, x_1, ... are projections of the input after a short convolution. That one serves as h_1 too, as in the
+reference: only h_2 and on are long, so order 2 has one long convolution between two gates.
 Source: Poli et al. 2023, arXiv 2302.10866, definition 3.1 and section 3.3. Parameter names as in its reference.
 """
 

@@ -76,6 +76,7 @@ def test_equal_figures_give_equal_files(figure, study, write, tmp_path, suffix):
         save(figure.draw(runs), tmp_path / f"{name}{suffix}")
     one, other = ((tmp_path / f"{name}{suffix}").read_bytes() for name in ("one", "other"))
     assert one == other
+    assert b"CreationDate" not in one
 
 
 @every_figure

@@ -64,6 +64,8 @@ def test_the_manifest_decides_what_belongs_to_a_study(record, write, tmp_path):
     assert set(runs["identity"]) == {own["identity"], shared["identity"]}
     assert set(runs["study"]) == {"quick"}
     assert len(load(root / shared["identity"] / "result.json", study="quick")) == 1
+    with pytest.raises(NoRecordsError):
+        load(root / other["identity"] / "result.json", study="quick")
     save(runs, tmp_path / "quick.parquet")
     assert_frame_equal(load(tmp_path / "quick.parquet", study="quick"), runs)
 
