@@ -23,9 +23,7 @@ def labels(family: Series, settings: DataFrame) -> Series:
         described = [dict(_scalars(row)) for row in rows.to_dict("records")]
         names = dict.fromkeys(name for row in described for name in row)
         varied = [name for name in names if len({row.get(name) for row in described}) > 1]
-        named[rows.index] = [
-            _label({name: row[name] for name in varied if name in row}) for row in described
-        ]
+        named[rows.index] = [_label({name: row[name] for name in varied if name in row}) for row in described]
     return named
 
 
@@ -54,9 +52,7 @@ def _label(settings: dict[str, Any]) -> str:
         return [*_SYMBOLS, _last(name)].index(_last(name))
 
     # The same setting may stand in the mixer's group and in a layer's: it is said once.
-    return " ".join(
-        dict.fromkeys(_part(name, settings[name]) for name in sorted(settings, key=rank))
-    )
+    return " ".join(dict.fromkeys(_part(name, settings[name]) for name in sorted(settings, key=rank)))
 
 
 def _part(name: str, value: Any) -> str:

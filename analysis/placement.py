@@ -45,9 +45,7 @@ class _Data(NamedTuple):
     pixel: float  # a printer's point
 
 
-def label_points(
-    axes: Axes, points: Floats, texts: Sequence[str], *, spans: Floats, line: Floats
-) -> None:
+def label_points(axes: Axes, points: Floats, texts: Sequence[str], *, spans: Floats, line: Floats) -> None:
     """Write texts beside points, clear of markers, error bars, a line and each other.
 
     `points` [n, 2] come with the most important first: where there is no room for all texts, the
@@ -56,11 +54,7 @@ def label_points(
     figure's size and the limits of the axes must be final.
     """
     data = _in_pixels(axes, points, spans, line)
-    found = [
-        _places(data, i, text_size(axes.figure, text) * axes.figure.dpi)
-        for i, text in enumerate(texts)
-        if text
-    ]
+    found = [_places(data, i, text_size(axes.figure, text) * axes.figure.dpi) for i, text in enumerate(texts) if text]
     if not found:
         return
     places = _Places._make(map(np.concatenate, zip(*found, strict=True)))
@@ -148,9 +142,7 @@ def _choose(places: _Places) -> list[int]:
     """At most one place a label, no two in conflict: the best of descents in random orders."""
     label, conflict = places.label, _conflicts(places)
     random = np.random.default_rng(0)
-    descents = [
-        _descend(places, conflict, random.permutation(np.unique(label))) for _ in range(_STARTS)
-    ]
+    descents = [_descend(places, conflict, random.permutation(np.unique(label))) for _ in range(_STARTS)]
 
     def energy(chosen: dict[int, int]) -> float:
         used = list(chosen.values())

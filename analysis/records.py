@@ -154,6 +154,4 @@ def _flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _missing_as_none(runs: DataFrame) -> DataFrame:
     """One kind of missing in columns of any type: None, which JSON knows, not NaN."""
     objects = {str(name): runs[name] for name in runs if runs[name].dtype == object}
-    return runs.assign(
-        **{name: column.where(column.notna(), None) for name, column in objects.items()}
-    )
+    return runs.assign(**{name: column.where(column.notna(), None) for name, column in objects.items()})

@@ -27,12 +27,14 @@ class StudySweeper(Sweeper):
         from sweeps.grid import expand  # noqa: PLC0415
         from sweeps.study import run_study  # noqa: PLC0415
 
-        assert self.hydra_context is not None
-        assert self.launcher is not None
-        loader, launcher = self.hydra_context.config_loader, self.launcher
+        config, context, launcher = self.config, self.hydra_context, self.launcher
+        assert config is not None
+        assert context is not None
+        assert launcher is not None
+        loader = context.config_loader
         run_study(
             expand(arguments, self.params, self.grids, loader),
-            compose=lambda point: loader.load_sweep_config(self.config, list(point)),
+            compose=lambda point: loader.load_sweep_config(config, list(point)),
             launch=lambda jobs: launcher.launch(jobs, initial_job_idx=0),
             console=Console(),
         )

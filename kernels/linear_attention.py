@@ -37,11 +37,15 @@ def linear_attention(
     causal = torch.ones(C, C, dtype=torch.bool, device=q.device).tril()
     out = similarity(qc, kc).masked_fill(~causal, 0) @ vc
 
-    if state is None and N <= C:
-        return out.flatten(2, 3)[..., :N, :], lambda: _chunk_states(phi(kc), vc, None)[:, :, -1].clone()
-    states = _chunk_states(phi(kc), vc, state)  # [B, H, N/C + 1, F, V]
-    out = out + phi(qc) @ states[:, :, :-1].to(q.dtype)
-    return out.flatten(2, 3)[..., :N, :], lambda: states[:, :, -1].clone()
+    states = None
+    if state is not None or N > C:
+        states = _chunk_states(phi(kc), vc, state)  # [B, H, N/C + 1, F, V]
+        out = out + phi(qc) @ states[:, :, :-1].to(q.dtype)
+
+    def final_state() -> Tensor:
+        return (_chunk_states(phi(kc), vc, state) if states is None else states)[:, :, -1].clone()
+
+    return out.flatten(2, 3)[..., :N, :], final_state
 
 
 def _chunk_states(phi_k: Tensor, v: Tensor, state: Tensor | None) -> Tensor:

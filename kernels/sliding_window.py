@@ -34,9 +34,8 @@ def sliding_window_attention(q: Tensor, k: Tensor, v: Tensor, window_size: int, 
     j = torch.arange(span, device=q.device)[None, :]
     band = (j >= i) & (j < i + W)  # [C, span]
     slot = j + C * torch.arange(blocks, device=q.device)[:, None]  # [n, span]
-    if past is None:
-        exists = (slot >= W - 1)[None]  # [1, n, span]
-    else:
+    exists = (slot >= W - 1)[None]  # [1, n, span]
+    if past is not None:
         exists = F.pad(past, (before, N + pad), value=True)[:, slot]  # [B, n, span]
     visible = band & exists[:, None, :, None, :]  # [B or 1, 1, n, C, span]
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)

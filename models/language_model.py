@@ -1,8 +1,8 @@
 """The language model: embedding, residual blocks of a mixer and an optional MLP, norm, head."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -108,7 +108,7 @@ class LanguageModel(nn.Module):
         head is most of the memory and of the operations.
         """
         x = self.embedding(tokens)
-        for block in self.blocks:
+        for block in self._each():
             x = block(x)
         if positions is not None:
             x = x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))
@@ -128,27 +128,30 @@ class LanguageModel(nn.Module):
     ) -> list[State]:
         """The state of every layer before the first token, as `Mixer.init_state`."""
         options = {"max_length": max_length, "dtype": dtype, "device": device}
-        return [block.mixer.init_state(batch_size, **options) for block in self.blocks]
+        return [block.mixer.init_state(batch_size, **options) for block in self._each()]
 
     def prefill(self, tokens: Tensor, state: list[State]) -> tuple[Tensor, list[State]]:
         """Tokens [B, N] after `state` -> logits [B, N, vocabulary], new state."""
         x, new = self.embedding(tokens), []
-        for block, layer_state in zip(self.blocks, state, strict=True):
-            x, layer_state = block.prefill(x, layer_state)
-            new.append(layer_state)
+        for block, layer_state in zip(self._each(), state, strict=True):
+            x, after = block.prefill(x, layer_state)
+            new.append(after)
         return self.logits(self.norm(x)), new
 
     def step(self, token: Tensor, state: list[State]) -> tuple[Tensor, list[State]]:
         """One token [B] after `state` -> logits [B, vocabulary], new state."""
         x, new = self.embedding(token), []
-        for block, layer_state in zip(self.blocks, state, strict=True):
-            x, layer_state = block.step(x, layer_state)
-            new.append(layer_state)
+        for block, layer_state in zip(self._each(), state, strict=True):
+            x, after = block.step(x, layer_state)
+            new.append(after)
         return self.logits(self.norm(x)), new
 
     def state_bytes(self, length: int, dtype: torch.dtype) -> int:
         """Bytes of state a sequence after `length` tokens, summed over layers, from shapes alone."""
-        return sum(block.mixer.state_bytes(length, dtype) for block in self.blocks)
+        return sum(block.mixer.state_bytes(length, dtype) for block in self._each())
+
+    def _each(self) -> Iterable[Block]:
+        return cast("Iterable[Block]", self.blocks)
 
     def _initialise(self) -> None:
         """Normal projections and embeddings; what writes to the residual stream is scaled down by sqrt(its writers).

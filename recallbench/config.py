@@ -155,7 +155,7 @@ def resolve(config: Settings) -> Run:
         "task": _named(TASKS, config["task"]),
         "model": {
             **model.model_dump(mode="json", exclude_defaults=True),
-            "layers": [_named(MIXERS, layer) for layer in model.layers],
+            "layers": [_named(MIXERS, layer) for layer in pattern["layers"]],
         },
         "train": train.model_dump(mode="json", exclude_defaults=True),
         "seed": seed,
@@ -217,7 +217,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
     """
     settings = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     try:
-        return cast(dict[str, Any], OmegaConf.to_container(settings, resolve=True))
+        return cast("dict[str, Any]", OmegaConf.to_container(settings, resolve=True))
     except OmegaConfBaseException as error:
         absent = str(error).splitlines()[0].removeprefix("Interpolation key ").removesuffix(" not found").strip("'")
         expected = f"{absent} does not exist; choose a configuration that has it"

@@ -119,9 +119,7 @@ def _measure(ended: Ended, device: torch.device, members: int) -> dict[str, Any]
     metrics, by_slice = None, None
     if ended.status == "completed":
         alone = {name: p[None] for name, p in ended.parameters.items()}
-        overall, slices = evaluate(
-            every_member(model), alone, run.task.examples("test", device), run.train.batch_size
-        )
+        overall, slices = evaluate(every_member(model), alone, run.task.examples("test", device), run.train.batch_size)
         last = ended.log[-1]
         metrics = {
             **overall[0],

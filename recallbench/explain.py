@@ -20,7 +20,7 @@ def explain(error: Exception, overrides: Sequence[str], compose: Callable[[Seque
         wrong = [o for o in overrides if re.split("[=@]", o.lstrip("+~"))[0] == key]
         try:
             known = list(setting_names(compose([o for o in overrides if o not in wrong])))
-        except Exception:  # noqa: BLE001 - more than one thing is wrong; this one is said without a suggestion
+        except Exception:
             known = []
         value = wrong[0].partition("=")[2] if wrong else ""
         return f"{key} is {value!r}: there is no such setting{_suggest(key, known)}"

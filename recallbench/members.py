@@ -20,7 +20,7 @@ Parameters = dict[str, Tensor]
 
 
 def stack(models: Sequence[LanguageModel], device: torch.device) -> tuple[LanguageModel, Parameters]:
-    """A skeleton without storage of its own parameters, and the parameters of all models, each [M, ...], on `device`."""
+    """The first model, as a skeleton to call, and the parameters of all models, each [M, ...], on `device`."""
     names = [name for name, _ in models[0].named_parameters()]
     tables = [dict(model.named_parameters()) for model in models]
     stacked = {name: torch.stack([table[name].detach() for table in tables]).to(device) for name in names}
@@ -50,16 +50,10 @@ class AdamW(NamedTuple):
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor], learning_rate: Tensor, t: int) -> None:
         """Step number `t`, from 1, in place; `gradients` in the order of `parameters`, `learning_rate` [M]."""
-        p, m, v = (list(table.values()) for table in (self.parameters, self.mean, self.square))
-        torch._foreach_lerp_(m, gradients, 1 - self.beta1)
-        torch._foreach_mul_(v, self.beta2)
-        torch._foreach_addcmul_(v, gradients, gradients, 1 - self.beta2)
-        scale = torch._foreach_sqrt(v)
-        torch._foreach_div_(scale, (1 - self.beta2**t) ** 0.5)
-        torch._foreach_add_(scale, self.eps)
-        direction = torch._foreach_div(m, scale)
-        torch._foreach_div_(direction, 1 - self.beta1**t)
-        torch._foreach_add_(direction, p, alpha=self.weight_decay)
-        rates = [learning_rate.view(-1, *[1] * (tensor.ndim - 1)) for tensor in p]
-        torch._foreach_mul_(direction, rates)
-        torch._foreach_sub_(p, direction)
+        bias1, bias2 = 1 - self.beta1**t, 1 - self.beta2**t
+        for (name, p), g in zip(self.parameters.items(), gradients, strict=True):
+            m, v = self.mean[name], self.square[name]
+            m.lerp_(g, 1 - self.beta1)
+            v.mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2)
+            direction = (m / bias1) / ((v / bias2).sqrt_().add_(self.eps)) + self.weight_decay * p
+            p.sub_(learning_rate.view(-1, *[1] * (p.ndim - 1)) * direction)

@@ -1,11 +1,11 @@
 """The run directory: configuration, log, checkpoint while training, and last of all the record.
 
-    <runs>/<identity>/config.yaml     every setting, as resolved
-    <runs>/<identity>/log.jsonl       a line an epoch
-    <runs>/<identity>/checkpoint.pt   until the run has its record
-    <runs>/<identity>/result.json     the record: one that exists is complete
-    <runs>/<identity>/earlier/        records that a rerun replaced
-    <runs>/studies/<study>.json       the identities of a study's runs
+<runs>/<identity>/config.yaml     every setting, as resolved
+<runs>/<identity>/log.jsonl       a line an epoch
+<runs>/<identity>/checkpoint.pt   until the run has its record
+<runs>/<identity>/result.json     the record: one that exists is complete
+<runs>/<identity>/earlier/        records that a rerun replaced
+<runs>/studies/<study>.json       the identities of a study's runs
 """
 
 import functools

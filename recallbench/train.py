@@ -188,9 +188,7 @@ class Training:
         """Tokens read so far; a member ends at the end of an epoch, so whole epochs have passed."""
         epochs = self.step // len(self.batches)
         B = self.train.batch_size
-        return epochs * sum(
-            min(B, len(self.segments[i])) * self.segments[i].tokens.shape[1] for i, _ in self.batches
-        )
+        return epochs * sum(min(B, len(self.segments[i])) * self.segments[i].tokens.shape[1] for i, _ in self.batches)
 
     def _keep(self, staying: list[int]) -> None:
         index = torch.tensor(staying, dtype=torch.int64, device=self.device)
@@ -242,11 +240,13 @@ def evaluate(
     slices: Sequence[Examples],
     batch_size: int,
 ) -> tuple[list[dict[str, float]], list[list[dict[str, Any]]]]:
-    """Accuracy and loss of every member: overall and by slice, each the mean over examples of the mean over questions."""
+    """Accuracy and loss of every member, overall and by slice: means over examples of the mean over their questions."""
     table = []  # a row a slice: [2, M]
     for examples in slices:
         sums: list[Tensor] = []
-        batches = zip(*(t.split(batch_size) for t in (examples.tokens, examples.positions, examples.targets)), strict=True)
+        batches = zip(
+            *(t.split(batch_size) for t in (examples.tokens, examples.positions, examples.targets)), strict=True
+        )
         for tokens, positions, targets in batches:
             x = logits(parameters, tokens, positions).float()  # [M, B, Q, vocab]
             asked = targets != IGNORED

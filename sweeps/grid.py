@@ -18,22 +18,23 @@ def expand(
 
     **Arguments:** `arguments`: overrides from the command line, where `a=1,2` is an axis; they replace an axis of the
     same name below. `params`: axes that all grids share, name -> a list of values, or a string in Hydra's sweep
-    syntax. `grids`: each with axes of its own; without any, there is one grid, of the other axes. `config_loader`: knows the options of a group, for axes such as `mixer=glob(*)`.
+    syntax. `grids`: each with axes of its own; without any, there is one grid, of the other axes. `config_loader`
+    knows the options of a group, for axes such as `mixer=glob(*)`.
     """
     parser = OverridesParser.create(config_loader)
     given = {override.key_or_group: override for override in parser.parse_overrides(list(arguments))}
-    points: dict[tuple[str, ...], None] = {}
+    points: list[tuple[str, ...]] = []
     for grid in grids or [{}]:
         axes = {key: axis for key, axis in {**params, **grid}.items() if key not in given}
         written = parser.parse_overrides([f"{key}={_choices(axis)}" for key, axis in axes.items()])
         values = [
             [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
             if override.is_sweep_override()
-            else [override.input_line]
+            else [str(override.input_line)]
             for override in (*given.values(), *written)
         ]
-        points.update(dict.fromkeys(itertools.product(*values)))
-    return list(points)
+        points += itertools.product(*values)
+    return list(dict.fromkeys(points))
 
 
 def _choices(axis: Any) -> str:

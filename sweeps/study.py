@@ -71,9 +71,7 @@ def group(runs: dict[Point, Run]) -> list[list[str]]:
         groups.setdefault(run.group, []).append((point, run))
     jobs = []
     for together in groups.values():
-        members = ",".join(
-            f"{{learning_rate:{run.train.learning_rate!r},seed:{run.seed}}}" for _, run in together
-        )
+        members = ",".join(f"{{learning_rate:{run.train.learning_rate!r},seed:{run.seed}}}" for _, run in together)
         jobs.append([*together[0][0], f"members=[{members}]"])
     return jobs
 

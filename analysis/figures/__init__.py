@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from pandas import DataFrame
 
 
-class NotEnough(ValueError):  # noqa: N818 (reads as the reason that it is)
+class NotEnough(ValueError):
     """The runs do not support a figure: why, in one sentence."""
 
 

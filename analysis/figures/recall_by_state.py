@@ -103,9 +103,7 @@ def _legend(figure: Figure, families: list[str]) -> None:
     room = COLUMN_WIDTH - _LEFT - _RIGHT
     for columns in (3, 2, 1):
         corner = (_LEFT / COLUMN_WIDTH, 1)
-        legend = figure.legend(
-            handles=handles, ncols=columns, loc="upper left", bbox_to_anchor=corner
-        )
+        legend = figure.legend(handles=handles, ncols=columns, loc="upper left", bbox_to_anchor=corner)
         extent = legend.get_window_extent()
         if extent.width / figure.dpi <= room or columns == 1:
             break

@@ -8,11 +8,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from pydantic import PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.mixer import Mixer
-from models.rope import rope
-from models.settings import SettingError
+from models.attention_heads import AttentionHeads
 
 
 class GrowingCache(NamedTuple):
@@ -33,12 +31,8 @@ class FixedCache(NamedTuple):
 KeyValueCache = GrowingCache | FixedCache
 
 
-class Attention(Mixer):
-    """Multi-head softmax attention, optionally with rotary positions and with fewer key-value heads than heads.
-
-    **Arguments:** `num_heads` H, which divides `d_model`; `num_kv_heads` G, which divides H and defaults to it
-    (Ainslie et al. 2023, arXiv 2305.13245); `use_rope`: rotate queries and keys by their position.
-    """
+class Attention(AttentionHeads):
+    """Multi-head softmax attention; arguments as `AttentionHeads`."""
 
     def __init__(
         self,
@@ -47,24 +41,10 @@ class Attention(Mixer):
         num_kv_heads: PositiveInt | None = None,
         use_rope: bool = False,
     ):
-        super().__init__()
-        if d_model % num_heads:
-            raise SettingError("num_heads", num_heads, f"it must divide the model width d_model = {d_model}")
-        if num_kv_heads is not None and num_heads % num_kv_heads:
-            raise SettingError("num_kv_heads", num_kv_heads, f"it must divide num_heads = {num_heads}")
-        if use_rope and (width := d_model // num_heads) % 2:
-            raise SettingError("use_rope", use_rope, f"it needs an even head width, and d_model / num_heads = {width}")
-        self.d_model, self.num_heads, self.num_kv_heads = d_model, num_heads, num_kv_heads or num_heads
-        self.head_dim = d_model // num_heads
-        self.use_rope = use_rope
-        kv_width = self.num_kv_heads * self.head_dim
-        self.q_proj = nn.Linear(d_model, d_model, bias=False)
-        self.k_proj = nn.Linear(d_model, kv_width, bias=False)
-        self.v_proj = nn.Linear(d_model, kv_width, bias=False)
-        self.o_proj = nn.Linear(d_model, d_model, bias=False)
+        super().__init__(d_model, num_heads, num_kv_heads, use_rope)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self._project(x, torch.arange(x.shape[1], device=x.device)[None])
+        q, k, v = self.project(x, torch.arange(x.shape[1], device=x.device)[None])
         return self._attend(q, k, v, None)
 
     def init_state(self, batch_size, *, max_length=None, dtype=None, device=None) -> KeyValueCache:
@@ -78,7 +58,7 @@ class Attention(Mixer):
     def prefill(self, x: Tensor, state: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
         position = torch.arange(x.shape[1], device=x.device)[None]
         position = position + (state.length[:, None] if isinstance(state, FixedCache) else state.k.shape[1])
-        q, k, v = self._project(x, position)
+        q, k, v = self.project(x, position)
         state = _append(state, k.transpose(1, 2), v.transpose(1, 2), position)
         slot = torch.arange(state.k.shape[1], device=x.device)
         visible = (slot <= position[..., None])[:, None]  # [B or 1, 1, N, C]
@@ -91,14 +71,6 @@ class Attention(Mixer):
 
     def state_bytes(self, length: int, dtype: torch.dtype) -> int:
         return 2 * length * self.num_kv_heads * self.head_dim * dtype.itemsize
-
-    def _project(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, H, N, K], keys and values [B, G, N, K]."""
-        q, k, v = (
-            proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        return (rope(q, position), rope(k, position), v) if self.use_rope else (q, k, v)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
         grouped = self.num_kv_heads != self.num_heads

@@ -11,7 +11,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from kernels.sliding_window import sliding_window_attention
-from models.mixers.attention import Attention
+from models.attention_heads import AttentionHeads
 
 
 class RingBuffer(NamedTuple):
@@ -22,10 +22,10 @@ class RingBuffer(NamedTuple):
     length: Tensor  # [B], tokens seen so far
 
 
-class SlidingWindow(Attention):
+class SlidingWindow(AttentionHeads):
     """Multi-head softmax attention in which position t sees positions t - W + 1 .. t.
 
-    **Arguments:** `window_size` W, the current position included; the rest as in `attention`.
+    **Arguments:** `window_size` W, the current position included; the rest as `AttentionHeads`.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class SlidingWindow(Attention):
         self.window_size = window_size
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self._project(x, torch.arange(x.shape[1], device=x.device)[None])
+        q, k, v = self.project(x, torch.arange(x.shape[1], device=x.device)[None])
         y = sliding_window_attention(q, self._repeat(k), self._repeat(v), self.window_size)
         return self.o_proj(y.transpose(1, 2).flatten(-2))
 
@@ -52,7 +52,7 @@ class SlidingWindow(Attention):
 
     def prefill(self, x: Tensor, state: RingBuffer) -> tuple[Tensor, RingBuffer]:
         N, W = x.shape[1], self.window_size
-        q, k, v = self._project(x, state.length[:, None] + torch.arange(N, device=x.device))
+        q, k, v = self.project(x, state.length[:, None] + torch.arange(N, device=x.device))
         if N == 0:
             return self.o_proj(q.transpose(1, 2).flatten(-2)), state
         # Unroll the ring: the W positions before x, oldest first, then x.
@@ -80,7 +80,7 @@ class SlidingWindow(Attention):
         return self.o_proj(y.transpose(1, 2).flatten(-2)), state
 
     def step(self, x: Tensor, state: RingBuffer) -> tuple[Tensor, RingBuffer]:
-        q, k, v = self._project(x.unsqueeze(1), state.length[:, None])
+        q, k, v = self.project(x.unsqueeze(1), state.length[:, None])
         slot = torch.arange(self.window_size, device=x.device)
         here = (slot == (state.length % self.window_size)[:, None])[..., None, None]  # [B, W, 1, 1]
         ring_k = torch.where(here, k.transpose(1, 2).to(state.k.dtype), state.k)

@@ -50,20 +50,19 @@ class MQAR(Task):
     ):
         shape = {"sequence_length": sequence_length, "num_kv_pairs": num_kv_pairs}
         sizes = {"num_examples": num_examples, "num_test_examples": num_test_examples}
-        if train or test:
-            if not (train and test):
-                missing = "test" if train else "train"
-                raise SettingError(missing, None, "segments must be given for both train and test, or for neither")
+        if train is not None and test is not None:
             for name, value in {**shape, **sizes}.items():
                 if value is not None:
                     raise SettingError(name, value, "it must be null where train and test list their own segments")
+        elif train is not None or test is not None:
+            missing = "test" if test is None else "train"
+            raise SettingError(missing, None, "segments must be given for both train and test, or for neither")
         else:
             N, pairs = sequence_length or 64, num_kv_pairs or 4
             train, test = (
                 [Segment(sequence_length=N, num_kv_pairs=pairs, num_examples=n)]
                 for n in (num_examples or 100_000, num_test_examples or 1000)
             )
-        assert train and test
         for segment in (*train, *test):
             _check_fits(segment, vocab_size)
         self.vocab_size, self.train, self.test, self.power, self.seed = vocab_size, train, test, power, seed

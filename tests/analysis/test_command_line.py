@@ -65,7 +65,5 @@ def test_no_records_and_broken_records_are_one_sentence(record, write, tmp_path)
 def test_analysis_needs_no_torch():
     rooms = "{'torch', 'kernels', 'models', 'recallbench', 'sweeps'}"
     program = f"import sys, analysis.__main__ as a; a.discover(); print({rooms} & set(sys.modules))"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -54,9 +54,7 @@ def test_texts_overlap_neither_each_other_nor_the_edge(figure, runs):
     ]
     assert overlapping == []
     outside = [
-        text.get_text()
-        for text, box in shown
-        if not (drawn.bbox.contains(*box.min) and drawn.bbox.contains(*box.max))
+        text.get_text() for text, box in shown if not (drawn.bbox.contains(*box.min) and drawn.bbox.contains(*box.max))
     ]
     assert outside == []
 
@@ -160,7 +158,4 @@ def test_a_large_study_of_many_families_still_reads(figure, record, write):
         for width in (1, 2, 4, 8)
     ]
     shown = texts(figure.draw(load(write(runs))))
-    assert not any(
-        first.padded(-1).overlaps(second.padded(-1))
-        for (_, first), (_, second) in combinations(shown, 2)
-    )
+    assert not any(first.padded(-1).overlaps(second.padded(-1)) for (_, first), (_, second) in combinations(shown, 2))

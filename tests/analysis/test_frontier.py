@@ -12,18 +12,14 @@ numbers = st.sampled_from([math.nan, -math.inf, 0.0, 1.0, 2.0, 3.0, math.inf]) |
 
 
 def is_beaten(point, others):
-    return any(
-        (c <= point[0] and q >= point[1]) and (c < point[0] or q > point[1]) for c, q in others
-    )
+    return any((c <= point[0] and q >= point[1]) and (c < point[0] or q > point[1]) for c, q in others)
 
 
 @given(st.lists(st.tuples(numbers, numbers), max_size=30))
 def test_the_frontier_is_what_nothing_beats(values):
     table = DataFrame(values, columns=["cost", "quality"], dtype=float)
     table.index = [f"row {i}" for i in range(len(table))]
-    expected = [
-        not any(map(math.isnan, point)) and not is_beaten(point, values) for point in values
-    ]
+    expected = [not any(map(math.isnan, point)) and not is_beaten(point, values) for point in values]
     on = frontier(table, "cost", "quality")
     assert on.dtype == bool
     assert on.tolist() == expected

@@ -1,0 +1,42 @@
+STUDY ?= quick
+RUNS ?= runs
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+figures: .venv/ready ## run what is missing of STUDY (default: quick) and draw its figures
+	$(BIN)/python -m recallbench +study=$(STUDY) runs=$(RUNS)
+	$(BIN)/python -m analysis figures $(RUNS) --study $(STUDY) --out figures/$(STUDY)
+
+test: .venv/ready lint ## lint, types and the whole test suite
+	$(BIN)/python -m pytest -n auto
+
+lint: .venv/ready ## style (ruff) and types (basedpyright)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+setup: .venv/ready ## make .venv with the pinned dependencies
+
+.venv/ready: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "recallbench needs Python 3.11 or newer; give one as PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --editable .
+	touch $@
+
+lock: ## write requirements.lock anew from pyproject's ranges
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet torch==2.13.0 triton==3.7.1 --editable '.[dev,wandb,fla,hf]'
+	(sed -n '/^#/p' requirements.lock; .venv-lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | grep -v -e '^nvidia-' -e '^cuda-') > requirements.tmp
+	mv requirements.tmp requirements.lock && rm -rf .venv-lock
+
+clean: ## remove the environment, caches and figures; run records stay
+	rm -rf .venv figures .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help figures test lint setup lock clean

@@ -1,0 +1,41 @@
+"""Queries, keys and values of softmax attention, shared by the full and the windowed kind."""
+
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from models.mixer import Mixer
+from models.rope import rope
+from models.settings import SettingError
+
+
+class AttentionHeads(Mixer):
+    """The projections of multi-head attention, optionally with rotary positions and fewer key-value heads than heads.
+
+    **Arguments:** `num_heads` H, which divides `d_model`; `num_kv_heads` G, which divides H and defaults to it
+    (Ainslie et al. 2023, arXiv 2305.13245); `use_rope`: rotate queries and keys by their position.
+    """
+
+    def __init__(self, d_model: PositiveInt, num_heads: PositiveInt, num_kv_heads: PositiveInt | None, use_rope: bool):
+        super().__init__()
+        if d_model % num_heads:
+            raise SettingError("num_heads", num_heads, f"it must divide the model width d_model = {d_model}")
+        if num_kv_heads is not None and num_heads % num_kv_heads:
+            raise SettingError("num_kv_heads", num_kv_heads, f"it must divide num_heads = {num_heads}")
+        if use_rope and (width := d_model // num_heads) % 2:
+            raise SettingError("use_rope", use_rope, f"it needs an even head width, and d_model / num_heads = {width}")
+        self.d_model, self.num_heads, self.num_kv_heads = d_model, num_heads, num_kv_heads or num_heads
+        self.head_dim = d_model // num_heads
+        self.use_rope = use_rope
+        kv_width = self.num_kv_heads * self.head_dim
+        self.q_proj = nn.Linear(d_model, d_model, bias=False)
+        self.k_proj = nn.Linear(d_model, kv_width, bias=False)
+        self.v_proj = nn.Linear(d_model, kv_width, bias=False)
+        self.o_proj = nn.Linear(d_model, d_model, bias=False)
+
+    def project(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, H, N, K], keys and values [B, G, N, K]."""
+        q, k, v = (
+            proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return (rope(q, position), rope(k, position), v) if self.use_rope else (q, k, v)
