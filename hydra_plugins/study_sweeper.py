@@ -24,6 +24,7 @@ class StudySweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         # Hydra imports this file at every start; what it needs of torch waits until there is something to sweep.
+        from sweeps.compose import Composer  # noqa: PLC0415
         from sweeps.grid import expand  # noqa: PLC0415
         from sweeps.study import run_study  # noqa: PLC0415
 
@@ -34,7 +35,7 @@ class StudySweeper(Sweeper):
         loader = context.config_loader
         run_study(
             expand(arguments, self.params, self.grids, loader),
-            compose=lambda point: loader.load_sweep_config(config, list(point)),
+            compose=Composer(lambda overrides: loader.load_sweep_config(config, overrides), loader),
             launch=lambda jobs: launcher.launch(jobs, initial_job_idx=0),
             console=Console(),
         )

@@ -17,8 +17,12 @@ def long_conv(u: Tensor, h: Tensor) -> Tensor:
     if N == 0:
         return u
     wide = torch.promote_types(u.dtype, torch.float32)
-    spectrum = torch.fft.rfft(u.to(wide), n=2 * N, dim=1) * torch.fft.rfft(h[:N].to(wide), n=2 * N, dim=0)
-    return torch.fft.irfft(spectrum, n=2 * N, dim=1)[:, :N].to(u.dtype)
+    U, H = (
+        torch.view_as_real(torch.fft.rfft(t.to(wide), n=2 * N, dim=dim)).unbind(-1) for t, dim in ((u, 1), (h[:N], 0))
+    )
+    # The product of the spectra in real numbers, since torch.compile generates no code for complex ones.
+    product = torch.stack([U[0] * H[0] - U[1] * H[1], U[0] * H[1] + U[1] * H[0]], dim=-1)
+    return torch.fft.irfft(torch.view_as_complex(product), n=2 * N, dim=1)[:, :N].to(u.dtype)
 
 
 def long_conv_step(u: Tensor, h: Tensor) -> Tensor:

@@ -39,3 +39,11 @@ class AttentionHeads(Mixer):
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         return (rope(q, position), rope(k, position), v) if self.use_rope else (q, k, v)
+
+    def repeat(self, t: Tensor) -> Tensor:
+        """One key-value head for each query head: [B, G, N, K] -> [B, H, N, K]."""
+        return t if self.num_kv_heads == self.num_heads else t.repeat_interleave(self.num_heads // self.num_kv_heads, 1)
+
+    def join(self, y: Tensor) -> Tensor:
+        """The heads side by side, projected: [B, H, N, K] -> [B, N, D]."""
+        return self.o_proj(y.transpose(1, 2).flatten(-2))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor
 
+from kernels.attention import causal_attention
 from models.attention_heads import AttentionHeads
 
 
@@ -45,7 +46,7 @@ class Attention(AttentionHeads):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.project(x, torch.arange(x.shape[1], device=x.device)[None])
-        return self._attend(q, k, v, None)
+        return self.join(causal_attention(q, self.repeat(k), self.repeat(v)))
 
     def init_state(self, batch_size, *, max_length=None, dtype=None, device=None) -> KeyValueCache:
         like = self.like_parameters(dtype, device)
@@ -62,8 +63,8 @@ class Attention(AttentionHeads):
         state = _append(state, k.transpose(1, 2), v.transpose(1, 2), position)
         slot = torch.arange(state.k.shape[1], device=x.device)
         visible = (slot <= position[..., None])[:, None]  # [B or 1, 1, N, C]
-        k, v = (t.transpose(1, 2).to(x.dtype) for t in (state.k, state.v))
-        return self._attend(q, k, v, visible), state
+        k, v = (self.repeat(t.transpose(1, 2).to(x.dtype)) for t in (state.k, state.v))
+        return self.join(F.scaled_dot_product_attention(q, k, v, attn_mask=visible)), state
 
     def step(self, x: Tensor, state: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
         y, state = self.prefill(x.unsqueeze(1), state)
@@ -71,11 +72,6 @@ class Attention(AttentionHeads):
 
     def state_bytes(self, length: int, dtype: torch.dtype) -> int:
         return 2 * length * self.num_kv_heads * self.head_dim * dtype.itemsize
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-        grouped = self.num_kv_heads != self.num_heads
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None, enable_gqa=grouped)
-        return self.o_proj(y.transpose(1, 2).flatten(-2))
 
 
 def _append(state: KeyValueCache, k: Tensor, v: Tensor, position: Tensor) -> KeyValueCache:

@@ -41,8 +41,8 @@ class SlidingWindow(AttentionHeads):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.project(x, torch.arange(x.shape[1], device=x.device)[None])
-        y = sliding_window_attention(q, self._repeat(k), self._repeat(v), self.window_size)
-        return self.o_proj(y.transpose(1, 2).flatten(-2))
+        y = sliding_window_attention(q, self.repeat(k), self.repeat(v), self.window_size)
+        return self.join(y)
 
     def init_state(self, batch_size, *, max_length=None, dtype=None, device=None) -> RingBuffer:
         like = self.like_parameters(dtype, device)
@@ -54,7 +54,7 @@ class SlidingWindow(AttentionHeads):
         N, W = x.shape[1], self.window_size
         q, k, v = self.project(x, state.length[:, None] + torch.arange(N, device=x.device))
         if N == 0:
-            return self.o_proj(q.transpose(1, 2).flatten(-2)), state
+            return self.join(q), state
         # Unroll the ring: the W positions before x, oldest first, then x.
         ago = torch.arange(-W, 0, device=x.device)
         before = state.length[:, None] + ago  # [B, W]
@@ -65,8 +65,8 @@ class SlidingWindow(AttentionHeads):
         )
         y = sliding_window_attention(
             q,
-            self._repeat(k[:, 1:].transpose(1, 2)),
-            self._repeat(v[:, 1:].transpose(1, 2)),
+            self.repeat(k[:, 1:].transpose(1, 2)),
+            self.repeat(v[:, 1:].transpose(1, 2)),
             W,
             past=before[:, 1:] >= 0,
         )
@@ -77,7 +77,7 @@ class SlidingWindow(AttentionHeads):
             torch.empty_like(state.v).index_put((rows, slots), v[:, N:].to(state.v.dtype)),
             state.length + N,
         )
-        return self.o_proj(y.transpose(1, 2).flatten(-2)), state
+        return self.join(y), state
 
     def step(self, x: Tensor, state: RingBuffer) -> tuple[Tensor, RingBuffer]:
         q, k, v = self.project(x.unsqueeze(1), state.length[:, None])
@@ -86,13 +86,9 @@ class SlidingWindow(AttentionHeads):
         ring_k = torch.where(here, k.transpose(1, 2).to(state.k.dtype), state.k)
         ring_v = torch.where(here, v.transpose(1, 2).to(state.v.dtype), state.v)
         filled = (slot <= state.length[:, None])[:, None, None, :]  # [B, 1, 1, W]
-        k, v = (self._repeat(ring.transpose(1, 2).to(x.dtype)) for ring in (ring_k, ring_v))
+        k, v = (self.repeat(ring.transpose(1, 2).to(x.dtype)) for ring in (ring_k, ring_v))
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=filled)  # [B, H, 1, K]
         return self.o_proj(y.flatten(1)), RingBuffer(ring_k, ring_v, state.length + 1)
 
     def state_bytes(self, length: int, dtype: torch.dtype) -> int:
         return 2 * self.window_size * self.num_kv_heads * self.head_dim * dtype.itemsize + torch.int64.itemsize
-
-    def _repeat(self, t: Tensor) -> Tensor:
-        """One key-value head for each query head: [B, G, N, K] -> [B, H, N, K]."""
-        return t if self.num_kv_heads == self.num_heads else t.repeat_interleave(self.num_heads // self.num_kv_heads, 1)

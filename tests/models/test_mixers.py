@@ -9,6 +9,15 @@ from torch.utils import _pytree as pytree
 from models import MIXERS
 
 D = 16
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _on_the_gpu_where_there_is_one():
+    torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
+    yield
+    torch.set_default_device("cpu")
+
+
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5}
 """Relative error of the recurrent form against the parallel form: float64 leaves only the order of summation; in
 float32 sums over some 50 terms of magnitude 1 lose a few dozen units of the last place (6e-8)."""
