@@ -34,7 +34,7 @@ def decay_linear_attention(
     q, k = (F.pad(t, (0, 0, 0, -N % C)).unflatten(2, (-1, C)).unsqueeze(2) for t in (q, k))  # [B, G, 1, n, C, K]
     v = F.pad(v, (0, 0, 0, -N % C)).unflatten(2, (-1, C)).unflatten(1, heads)  # [B, G, R, n, C, V]
     log_decay = F.pad(log_decay.to(wide), (0, -N % C)).unflatten(2, (-1, C)).unflatten(1, heads)  # [B, G, R, n, C]
-    decay = _segment_sums(log_decay).exp()  # [B, G, R, n, C, C]
+    decay = segment_sums(log_decay).exp()  # [B, G, R, n, C, C]
     out = (q @ k.transpose(-1, -2) * decay.to(v.dtype)) @ v
 
     def added() -> Tensor:
@@ -60,7 +60,7 @@ def decay_linear_attention_step(
     return (q.unsqueeze(-2) @ S).squeeze(-2).to(v.dtype), S.to(state.dtype)
 
 
-def _segment_sums(log_decay: Tensor) -> Tensor:
+def segment_sums(log_decay: Tensor) -> Tensor:
     """[..., C] -> [..., C, C] whose entry (i, j) is the sum over j < s <= i, and -inf where j > i.
 
     Not as differences of one running sum: a strong decay anywhere would leave those few digits.

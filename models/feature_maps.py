@@ -78,14 +78,9 @@ class Taylor(FeatureMap):
         self.positive = order % 2 == 0
         self.expanded_dim = sum(math.comb(feature_dim + d - 1, d) for d in range(order + 1))
         for degree in range(2, order + 1):
-            monomials = list(combinations_with_replacement(range(feature_dim), degree))
-            orderings = [
-                math.factorial(degree) / math.prod(map(math.factorial, Counter(m).values())) for m in monomials
-            ]
-            weight = torch.tensor(orderings, dtype=torch.float64) / (
-                math.factorial(degree) * feature_dim ** (degree / 2)
-            )
-            self.register_buffer(f"index_{degree}", torch.tensor(monomials).T.contiguous(), persistent=False)
+            index, orderings = monomials(feature_dim, degree)
+            weight = orderings / (math.factorial(degree) * feature_dim ** (degree / 2))
+            self.register_buffer(f"index_{degree}", index, persistent=False)
             self.register_buffer(f"scale_{degree}", weight.sqrt(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,6 +101,98 @@ class Taylor(FeatureMap):
         return total
 
 
+def monomials(feature_dim: int, degree: int) -> tuple[Tensor, Tensor]:
+    """The distinct products of `degree` features: which features [degree, M], and how often each occurs in all [M]."""
+    products = list(combinations_with_replacement(range(feature_dim), degree))
+    orderings = [math.factorial(degree) / math.prod(map(math.factorial, Counter(m).values())) for m in products]
+    return torch.tensor(products).T.contiguous(), torch.tensor(orderings, dtype=torch.float64)
+
+
+class Rebased(FeatureMap):
+    """(x_q . x_k)^2 / K of normalised features with a learned scale and shift, x = layernorm(x) * gamma + beta.
+
+    Unlike the Taylor series, which stays above 1/2, it reaches zero. Queries and keys share gamma and beta, as in the
+    `RebasedFeatureMap` of flash-linear-attention; the paper gives each its own.
+    Source: Aksenov et al. 2024, arXiv 2402.10644.
+    """
+
+    def __init__(self, feature_dim: int):
+        super().__init__(feature_dim)
+        self.gamma = nn.Parameter(torch.ones(feature_dim))
+        self.beta = nn.Parameter(torch.zeros(feature_dim))
+        index, orderings = monomials(feature_dim, 2)
+        self.expanded_dim = index.shape[1]
+        self.register_buffer("index", index, persistent=False)
+        self.register_buffer("scale", (orderings / feature_dim).sqrt(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, (i, j) = self._normalise(x), self.get_buffer("index")
+        return x[..., i] * x[..., j] * self.get_buffer("scale").to(x.dtype)
+
+    def similarity(self, q: Tensor, k: Tensor) -> Tensor:
+        return (self._normalise(q) @ self._normalise(k).transpose(-1, -2)).square() / self.feature_dim
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, (self.feature_dim,), self.gamma, self.beta)
+
+
+class _LearnedMap(nn.Linear):
+    keeps_initialisation = True
+
+    def reset_parameters(self) -> None:
+        nn.init.eye_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class Hedgehog(FeatureMap):
+    """softmax([W x + b, -W x - b]): features that are as peaked as exp, learned, F = 2K; at the start W = I and b = 0.
+
+    Queries and keys of all heads share W and b here; the paper gives each its own.
+    Source: Zhang et al. 2024, arXiv 2402.04347.
+    """
+
+    def __init__(self, feature_dim: int):
+        super().__init__(feature_dim)
+        self.expanded_dim = 2 * feature_dim
+        self.layer = _LearnedMap(feature_dim, feature_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x)
+        return torch.cat([x, -x], dim=-1).softmax(-1)
+
+
+class Performer(FeatureMap):
+    """FAVOR+: exp(w_i . x - |x|^2 / 2) / sqrt(F), whose mean over normal w_i is exp(q . k / sqrt(K)), x = q / K^(1/4).
+
+    The w_i are orthogonal within each block of K. They are one draw, the same in every layer, head, run and member of a
+    sweep: what varies between seeds is training. Features of long vectors (|q|^2 beyond some 40 sqrt(K)) fall below the
+    epsilon of the denominator, since the reference's shift by the sequence's largest exponent would not be causal.
+    Source: Choromanski et al. 2020, arXiv 2009.14794, section 2; F = 256 is its reference's default.
+    """
+
+    def __init__(self, feature_dim: int, num_features: int = 256, seed: int = 0):
+        super().__init__(feature_dim)
+        self.expanded_dim = num_features
+        self.register_buffer("projection", orthogonal_normal(num_features, feature_dim, seed))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        scaled = x.to(wide) * self.feature_dim**-0.25
+        exponent = scaled @ self.get_buffer("projection").to(wide).T - scaled.square().sum(-1, keepdim=True) / 2
+        return (exponent.exp() * self.expanded_dim**-0.5).to(x.dtype)
+
+
+def orthogonal_normal(rows: int, columns: int, seed: int) -> Tensor:
+    """[rows, columns], each row normal by itself, and orthogonal to the others of its block of `columns` rows."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    shape = (2, -(-rows // columns), columns, columns)
+    normal = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+    Q, R = torch.linalg.qr(normal[0])
+    Q = Q * R.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)  # the signs of a QR decomposition are anyone's choice
+    w = (Q * normal[1].norm(dim=-1, keepdim=True)).flatten(0, 1)[:rows]
+    return w.to(torch.get_default_device(), torch.get_default_dtype())
+
+
 FEATURE_MAPS: dict[str, Callable[[int], FeatureMap]] = {
     "taylor": Taylor,
     "taylor1": lambda feature_dim: Taylor(feature_dim, order=1),
@@ -114,6 +201,9 @@ FEATURE_MAPS: dict[str, Callable[[int], FeatureMap]] = {
     "relu": Relu,
     "identity": Identity,
     "square": Square,
+    "rebased": Rebased,
+    "hedgehog": Hedgehog,
+    "performer": Performer,
 }
 """Name in a configuration -> constructor from feature_dim."""
 

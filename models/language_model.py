@@ -10,6 +10,7 @@ from annotated_types import Len
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
+from models.huggingface import HuggingFaceConfig, HuggingFaceModel
 from models.mixer import Mixer, State
 from models.mixers import MIXERS
 from models.settings import SettingError, check, construct
@@ -101,6 +102,11 @@ class LanguageModel(nn.Module):
         self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
         self._initialise()
 
+    @property
+    def mixer_names(self) -> list[str]:
+        """The mixer of every layer, bottom to top."""
+        return self.config.mixer_names
+
     def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         """Tokens [B, N] -> logits of the next token [B, N, vocabulary], in parallel form.
 
@@ -182,6 +188,18 @@ def build_mixer(layer: str | Mapping[str, Any], d_model: int) -> Mixer:
     return construct(MIXERS[name], {"d_model": d_model, **settings})
 
 
-def build_model(config: ModelConfig | Mapping[str, Any]) -> LanguageModel:
-    """The language model that a configuration describes. **Raises** `SettingErrors` where it describes none."""
-    return LanguageModel(config if isinstance(config, ModelConfig) else check(ModelConfig, config))
+def build_model(
+    config: ModelConfig | HuggingFaceConfig | Mapping[str, Any],
+) -> LanguageModel | HuggingFaceModel:
+    """The language model that a configuration describes: layers of our mixers, or by its `name` one of transformers.
+
+    **Raises** `SettingError` or `SettingErrors` where it describes none.
+    """
+    if isinstance(config, Mapping):
+        config = check_model(config)
+    return HuggingFaceModel(config) if isinstance(config, HuggingFaceConfig) else LanguageModel(config)
+
+
+def check_model(settings: Mapping[str, Any]) -> ModelConfig | HuggingFaceConfig:
+    """The settings of a language model, checked: by `name` one of transformers, or else `layers`."""
+    return check(HuggingFaceConfig if "name" in settings else ModelConfig, settings)

@@ -60,4 +60,4 @@ class Mixer(nn.Module, ABC):
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """Sums over a sequence run at least in float32, whatever the inputs and the stored state are."""
-    return torch.promote_types(dtype, torch.float32)
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,0 +1,99 @@
+"""Any causal language model of transformers behind the interface of ours, its state being its cache object."""
+
+import copy
+import importlib.util
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, PositiveInt
+from torch import Tensor, nn
+
+from models.settings import SettingError
+
+
+class HuggingFaceConfig(BaseModel):
+    """`name`: a folder, or a model on the hub, with its `revision`.
+
+    `pretrained`: start from its weights rather than from random ones. `trust_remote_code`: run code that comes with
+    the checkpoint. `vocab_size`: how many of its tokens a task uses.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    name: str
+    revision: str | None = None
+    pretrained: bool = True
+    trust_remote_code: bool = False
+    vocab_size: PositiveInt
+
+
+class HuggingFaceModel(nn.Module):
+    """A causal language model from transformers.
+
+    **Raises** `SettingError` where transformers is missing, knows no such model, or has too small a vocabulary.
+    """
+
+    def __init__(self, config: HuggingFaceConfig):
+        super().__init__()
+        self.config = config
+        if importlib.util.find_spec("transformers") is None:
+            raise SettingError("name", config.name, "it needs transformers: pip install 'recallbench[hf]'")
+        import transformers  # noqa: PLC0415 - an extra, and slow to import
+
+        source: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+        try:
+            architecture = transformers.AutoConfig.from_pretrained(config.name, **source)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise SettingError("name", config.name, f"it must be a folder or a hub model; {reason}") from None
+        if config.vocab_size > architecture.vocab_size:
+            expected = f"its vocabulary has {architecture.vocab_size} tokens, and the task uses {config.vocab_size}"
+            raise SettingError("name", config.name, expected)
+        kind = transformers.AutoModelForCausalLM
+        if config.pretrained and torch.get_default_device().type != "meta":
+            self.model = kind.from_pretrained(config.name, **source)
+        else:
+            self.model = kind.from_config(architecture, trust_remote_code=config.trust_remote_code)
+        self.model.eval()
+        self._empty_cache = lambda: transformers.DynamicCache(config=architecture)
+
+    @property
+    def mixer_names(self) -> list[str]:
+        """One name a layer of the cache: the kind of state that transformers keeps for it."""
+        return [type(layer).__name__ for layer in self._empty_cache().layers]
+
+    def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Tokens [B, N] -> logits [B, N, vocabulary], or at `positions` [B, Q] alone, [B, Q, vocabulary]."""
+        if positions is None:
+            return self.model(tokens, use_cache=False).logits
+        x = self.model.base_model(tokens, use_cache=False).last_hidden_state
+        return self.model.get_output_embeddings()(x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1])))
+
+    def init_state(
+        self,
+        batch_size: int,
+        *,
+        max_length: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Any:
+        """An empty cache. It takes shape, device and dtype from the first tokens, and grows: only `dtype` is checked."""
+        if dtype not in (None, self.model.dtype):
+            raise ValueError(f"the state of {self.config.name} is {self.model.dtype}, as its weights are, not {dtype}")
+        return self._empty_cache()
+
+    def prefill(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Tokens [B, N] after `state`, which is left as it was -> logits [B, N, vocabulary], new state."""
+        state = copy.deepcopy(state)
+        output = self.model(tokens, use_cache=True, **{self._cache_argument(): state})
+        return output.logits, state
+
+    def step(self, token: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """One token [B] after `state`, which is updated in place -> logits [B, vocabulary], new state."""
+        output = self.model(token[:, None], use_cache=True, **{self._cache_argument(): state})
+        return output.logits[:, -1], state
+
+    def _cache_argument(self) -> str:
+        return (
+            "cache_params" if self.model.config.model_type.startswith(("mamba", "falcon_mamba")) else "past_key_values"
+        )
