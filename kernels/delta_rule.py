@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.decay_attention import segment_sums as segment_sums
+from kernels.decay_attention import segment_sums
 
 CHUNK = 32
 """Positions a chunk: longer ones cost more in the solve, shorter ones more in the K x K maps from state to state."""

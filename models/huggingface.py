@@ -55,19 +55,20 @@ class HuggingFaceModel(nn.Module):
         else:
             self.model = kind.from_config(architecture, trust_remote_code=config.trust_remote_code)
         self.model.eval()
-        self._empty_cache = lambda: transformers.DynamicCache(config=architecture)
+        self.architecture = architecture
 
     @property
     def mixer_names(self) -> list[str]:
         """One name a layer of the cache: the kind of state that transformers keeps for it."""
-        return [type(layer).__name__ for layer in self._empty_cache().layers]
+        return [type(layer).__name__ for layer in self._cache().layers]
 
     def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         """Tokens [B, N] -> logits [B, N, vocabulary], or at `positions` [B, Q] alone, [B, Q, vocabulary]."""
         if positions is None:
             return self.model(tokens, use_cache=False).logits
         x = self.model.base_model(tokens, use_cache=False).last_hidden_state
-        return self.model.get_output_embeddings()(x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1])))
+        head: Any = self.model.get_output_embeddings()
+        return head(x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1])))
 
     def init_state(
         self,
@@ -77,10 +78,10 @@ class HuggingFaceModel(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Any:
-        """An empty cache. It takes shape, device and dtype from the first tokens, and grows: only `dtype` is checked."""
+        """An empty cache, which takes its shapes, device and dtype from the first tokens, and grows."""
         if dtype not in (None, self.model.dtype):
             raise ValueError(f"the state of {self.config.name} is {self.model.dtype}, as its weights are, not {dtype}")
-        return self._empty_cache()
+        return self._cache()
 
     def prefill(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Tokens [B, N] after `state`, which is left as it was -> logits [B, N, vocabulary], new state."""
@@ -92,6 +93,11 @@ class HuggingFaceModel(nn.Module):
         """One token [B] after `state`, which is updated in place -> logits [B, vocabulary], new state."""
         output = self.model(token[:, None], use_cache=True, **{self._cache_argument(): state})
         return output.logits[:, -1], state
+
+    def _cache(self) -> Any:
+        from transformers import DynamicCache  # noqa: PLC0415
+
+        return DynamicCache(config=self.architecture)
 
     def _cache_argument(self) -> str:
         return (

@@ -15,7 +15,7 @@ from rich.console import Console
 from models.settings import SettingError, SettingErrors
 from recallbench.config import execution_of, plain, runs_of
 from recallbench.execute import execute
-from recallbench.explain import explain
+from recallbench.explain import NO_NAME, explain
 from recallbench.interrupt import Stopped, stop_on_signals
 from recallbench.progress import describe, watch
 from recallbench.record import RunDirectory
@@ -65,7 +65,7 @@ def main() -> None:
         console.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        if type(error) is ValueError and "Config group override" not in str(error):
+        if type(error) is ValueError and NO_NAME not in str(error):
             raise  # a bug of ours; Hydra has no exception of its own for a group set to null
         console.print(explain(error, overrides, _compose), markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)

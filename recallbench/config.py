@@ -5,16 +5,18 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast
 
 import torch
 from annotated_types import Ge, Gt, Le
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
-from models import MIXERS, ModelConfig
-from models.language_model import build_mixer
+from models import MIXERS, ModelConfig, build_model
+from models.huggingface import HuggingFaceConfig
+from models.language_model import build_mixer, check_model
 from models.settings import SettingError, SettingErrors, check, construct, schema
 from recallbench.task import Task
 from recallbench.tasks import TASKS
@@ -22,12 +24,14 @@ from recallbench.tasks import TASKS
 UNDER_STUDY = "mixer"
 """In `model.layers`, the layer whose mixer and settings are the configuration group `mixer`."""
 
-PARTS = ("task", "model", "mixer", "train", "seed", "members")
+REQUIRED = ("task", "model", "mixer", "train", "seed")
+PARTS = (*REQUIRED, "decode", "members")
 """The parts of a configuration that say what is run; the rest says where and how."""
 
 T = TypeVar("T")
 NonNegative = Annotated[float, Ge(0)]
 Settings = Mapping[str, Any]
+StateDtype = Literal["float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2"]
 
 
 class TrainConfig(BaseModel):
@@ -36,7 +40,7 @@ class TrainConfig(BaseModel):
     `stop_at_accuracy` ends the training of a run as soon as its validation accuracy reaches it.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     learning_rate: PositiveFloat = 1e-3
     weight_decay: NonNegative = 0.1
@@ -48,10 +52,19 @@ class TrainConfig(BaseModel):
 class Member(BaseModel):
     """What may differ between runs that train together."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     learning_rate: PositiveFloat
     seed: Annotated[int, Ge(0)]
+    state_dtype: StateDtype | None = None
+
+
+class DecodeConfig(BaseModel):
+    """How a trained run is evaluated: in parallel form or, with `state_dtype`, token by token, its state in that."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    state_dtype: StateDtype | None = None
 
 
 class Members(BaseModel):
@@ -93,9 +106,10 @@ class Run:
     """One training with one resolved configuration, every part of it checked."""
 
     task: Task
-    model: ModelConfig
+    model: ModelConfig | HuggingFaceConfig
     train: TrainConfig
     seed: int
+    decode: DecodeConfig
     family: str  # the mixer under study, or the name of the layer pattern
     settings: dict[str, Any]  # every setting by its dotted name, defaults included
     essence: dict[str, Any]  # the settings that can change the result, those at their default left out
@@ -110,9 +124,17 @@ class Run:
 
     @property
     def group(self) -> str:
-        """Equal for runs that can train together as members: all but the learning rate and the seed."""
-        train = {key: value for key, value in self.essence["train"].items() if key != "learning_rate"}
-        return _digest({**self.essence, "train": train, "seed": None})
+        """Equal for runs that can train together as members: all but learning rate, seed and the way of decoding."""
+        essence = self.trained.essence
+        train = {key: value for key, value in essence["train"].items() if key != "learning_rate"}
+        return _digest({**essence, "train": train, "seed": None})
+
+    @property
+    def trained(self) -> "Run":
+        """The run whose weights this one evaluates: itself, unless its state has a dtype of its own."""
+        essence = {key: value for key, value in self.essence.items() if key != "decode"}
+        settings = {**self.settings, "decode.state_dtype": None}
+        return dataclasses.replace(self, decode=DecodeConfig(), essence=essence, settings=settings)
 
 
 def resolve(config: Settings) -> Run:
@@ -121,46 +143,59 @@ def resolve(config: Settings) -> Run:
     **Raises** `SettingErrors` with one sentence for each setting that is unknown, ill-typed, out of range, or that
     does not go with another.
     """
-    errors = [SettingError(group, None, "it must be given") for group in PARTS if config.get(group) is None]
+    errors = [SettingError(group, None, "it must be given") for group in REQUIRED if config.get(group) is None]
     if errors:
         raise SettingErrors(errors)
     task = _attempt(errors, "task", lambda: _build_task(config["task"]))
     train = _attempt(errors, "train", lambda: check(TrainConfig, config["train"]))
+    decode = _attempt(errors, "decode", lambda: check(DecodeConfig, config.get("decode") or {}))
     seed = config["seed"]
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        errors.append(SettingError("seed", seed, "it must be a whole number, 0 or more"))
-    label = config["model"].get("name")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**64:
+        errors.append(SettingError("seed", seed, "it must be a whole number from 0 to 2^64 - 1"))
+    label = config["model"].get("family")
+    if not isinstance(label, str | None):
+        errors.append(SettingError("model.family", label, "it must be a word, or null"))
     layers = config["model"].get("layers")
-    pattern = {**_unnamed(config["model"]), "vocab_size": task.vocab_size if task else 1}
-    if isinstance(layers, list):
-        pattern["layers"] = [_layer(entry, config["mixer"]) for entry in layers]
-    model = _attempt(errors, "model", lambda: check(ModelConfig, pattern))
-    if model and layers:
+    vocab_size = task.vocab_size if task else 1
+    model = _attempt(errors, "model", lambda: _check_model(config["model"], config["mixer"], vocab_size))
+    if isinstance(model, HuggingFaceConfig):
+        with torch.device("meta"):
+            _attempt(errors, "model", lambda: build_model(model))
+    elif model and layers:
         for i, layer in enumerate(model.layers):
             with torch.device("meta"):
                 where = "mixer" if layers[i] == UNDER_STUDY else f"model.layers[{i}]"
-                _attempt(errors, where, lambda layer=layer: build_mixer(layer, model.d_model))
-    if errors or not (task and model and train):
+                _attempt(errors, where, lambda layer=layer: _try_layer(layer, model.d_model))
+    if errors or not (task and model and train and decode):
         raise SettingErrors(errors)
 
+    studied = UNDER_STUDY in (layers or [])
     settings = {
         "task": _named(TASKS, config["task"], defaults=True),
-        "model": {"name": label, **model.model_dump(mode="json")},
+        "model": {"family": label, **_model_settings(model, defaults=True)},
         "train": train.model_dump(mode="json"),
         "seed": seed,
+        "decode": decode.model_dump(mode="json"),
     }
-    if UNDER_STUDY in config["model"]["layers"]:
+    if studied:
         settings["mixer"] = _named(MIXERS, config["mixer"], defaults=True)
     essence = {
         "task": _named(TASKS, config["task"]),
-        "model": {
-            **model.model_dump(mode="json", exclude_defaults=True),
-            "layers": [_named(MIXERS, layer) for layer in pattern["layers"]],
-        },
+        "model": _model_settings(model, defaults=False),
         "train": train.model_dump(mode="json", exclude_defaults=True),
         "seed": seed,
     }
-    return Run(task, model, train, seed, label or config["mixer"]["name"], dict(_flatten(settings)), essence)
+    if decode.state_dtype is not None:
+        essence["decode"] = decode.model_dump(mode="json")
+    family = label or (Path(model.name).name if isinstance(model, HuggingFaceConfig) else config["mixer"]["name"])
+    return Run(task, model, train, seed, decode, family, dict(_flatten(settings)), essence)
+
+
+def _model_settings(model: ModelConfig | HuggingFaceConfig, defaults: bool) -> dict[str, Any]:
+    settings = model.model_dump(mode="json", exclude_defaults=not defaults)
+    if isinstance(model, ModelConfig):
+        settings["layers"] = [_named(MIXERS, layer, defaults) for layer in cast("list[Settings]", model.layers)]
+    return settings
 
 
 def _build_task(group: Settings) -> Task:
@@ -169,10 +204,27 @@ def _build_task(group: Settings) -> Task:
     return construct(TASKS[group["name"]], _unnamed(group))
 
 
-def _layer(entry: Any, mixer: Settings) -> Any:
+def _check_model(group: Settings, mixer: Settings, vocab_size: int) -> ModelConfig | HuggingFaceConfig:
+    """The model's settings, each of its layers a mapping."""
+    settings = {key: value for key, value in group.items() if key != "family"}
+    if isinstance(layers := settings.get("layers"), list):
+        settings["layers"] = [_layer(i, entry, mixer) for i, entry in enumerate(layers)]
+    return check_model({**settings, "vocab_size": vocab_size})
+
+
+def _layer(i: int, entry: Any, mixer: Settings) -> dict[str, Any]:
     if entry == UNDER_STUDY:
         return dict(mixer)
+    if not isinstance(entry, str | dict):
+        expected = "it must be the name of a mixer, or a mapping of its name and settings"
+        raise SettingError(f"layers[{i}]", entry, expected)
     return {"name": entry} if isinstance(entry, str) else entry
+
+
+def _try_layer(layer: Any, d_model: int) -> None:
+    if "d_model" in layer:  # it would pass for a setting of the mixer's own
+        raise SettingError("d_model", layer["d_model"], "it must be left to model.d_model")
+    build_mixer(layer, d_model)
 
 
 def _attempt(errors: list[SettingError], prefix: str, build: Callable[[], T]) -> T | None:
@@ -213,11 +265,13 @@ def _digest(essence: Any) -> str:
 def plain(config: DictConfig) -> dict[str, Any]:
     """A composed configuration as plain values, without Hydra's own part.
 
-    **Raises** `SettingError` for an interpolation that leads nowhere.
+    **Raises** `SettingError` for an interpolation that leads nowhere, or a value that must be given and is not.
     """
     settings = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     try:
-        return cast("dict[str, Any]", OmegaConf.to_container(settings, resolve=True))
+        return cast("dict[str, Any]", OmegaConf.to_container(settings, resolve=True, throw_on_missing=True))
+    except MissingMandatoryValue as error:
+        raise SettingError(error.full_key or "a setting", None, "it must be given") from None
     except OmegaConfBaseException as error:
         absent = str(error).splitlines()[0].removeprefix("Interpolation key ").removesuffix(" not found").strip("'")
         expected = f"{absent} does not exist; choose a configuration that has it"
@@ -225,10 +279,17 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def runs_of(config: Settings) -> list[Run]:
-    """The runs of a configuration: one, or one for each entry of `members`, a learning rate and a seed each."""
-    members = check(Members, {"members": config.get("members")}).members
+    """The runs of a configuration: one, or one for each entry of `members`, which says what is its own."""
+    members = check(Members, {"members": config.get("members") or []}).members
     return [
-        resolve({**config, "train": {**config["train"], "learning_rate": m.learning_rate}, "seed": m.seed})
+        resolve(
+            {
+                **config,
+                "train": {**config["train"], "learning_rate": m.learning_rate},
+                "seed": m.seed,
+                "decode": {"state_dtype": m.state_dtype},
+            }
+        )
         for m in members
     ] or [resolve(config)]
 
@@ -239,6 +300,10 @@ def execution_of(config: Settings) -> ExecutionConfig:
     execution = check(ExecutionConfig, own)
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", execution.device):
         raise SettingErrors([SettingError("device", execution.device, "it must be auto, cpu, cuda or cuda:INDEX")])
-    if execution.device.startswith("cuda") and not torch.cuda.is_available():
-        raise SettingErrors([SettingError("device", execution.device, "this machine has no GPU that torch can use")])
+    if execution.device.startswith("cuda"):
+        count = torch.cuda.device_count()
+        if int(execution.device.partition(":")[2] or 0) >= count:
+            number = "no GPU" if count == 0 else "1 GPU" if count == 1 else f"{count} GPUs"
+            expected = f"this machine has {number} that torch can use"
+            raise SettingErrors([SettingError("device", execution.device, expected)])
     return execution

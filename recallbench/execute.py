@@ -12,7 +12,8 @@ import torch
 
 from models import build_model
 from recallbench.config import ExecutionConfig, Run
-from recallbench.interrupt import StopRequest
+from recallbench.decode import evaluate_recurrently
+from recallbench.interrupt import Stopped, StopRequest
 from recallbench.logger import Logger, open_logger
 from recallbench.members import every_member
 from recallbench.record import RunDirectory, provenance
@@ -23,12 +24,15 @@ from recallbench.train import Ended, Training, evaluate
 def execute(runs: Sequence[Run], execution: ExecutionConfig, stop: StopRequest) -> None:
     """Give each run a record, unless it has one; `runs` are of one group, so that they train together as members.
 
+    A run whose state has a dtype of its own is evaluated from the weights of the run without, trained first if need be.
+
     A run that was stopped goes on from its checkpoint. A group that does not fit in memory is halved until it fits;
     a run that does not fit alone, or fails, or diverges, gets a record that says so and disturbs no other.
     **Raises** `Stopped` after saving, once `stop` is made.
     """
+    trained = {run.trained.identity: run.trained for run in runs}
     waiting = []
-    for run in runs:
+    for run in trained.values():
         directory = RunDirectory(execution.runs, run)
         if directory.has_record():
             if not execution.rerun:
@@ -37,6 +41,11 @@ def execute(runs: Sequence[Run], execution: ExecutionConfig, stop: StopRequest) 
         directory.begin()
         waiting.append(directory)
     _go_on(waiting, execution, stop)
+    for run in runs:
+        if run.decode.state_dtype is not None and not stop.made:
+            _decode(run, execution)
+    if stop.made:  # asked for after the last step: what comes after these runs shall not start
+        raise Stopped
 
 
 def choose_device(name: str) -> torch.device:
@@ -55,6 +64,44 @@ def _go_on(directories: Iterable[RunDirectory], execution: ExecutionConfig, stop
         for half in (left[: len(left) // 2], left[len(left) // 2 :]):
             if half:
                 _go_on(half, execution, stop)
+
+
+def _decode(run: Run, execution: ExecutionConfig) -> None:
+    """Evaluate a trained run in recurrent form, its state in a dtype of its own, unless that has a record."""
+    directory, base = RunDirectory(execution.runs, run), RunDirectory(execution.runs, run.trained)
+    if directory.has_record():
+        if not execution.rerun:
+            return
+        directory.set_aside()
+    directory.begin()
+    device = choose_device(execution.device)
+    came_from = {"provenance": provenance(device, 1)}
+    training = base.record()
+    if training["status"] != "completed":
+        reason = f"its training has the status {training['status']}"
+        directory.write_record(execution.study, training["status"], reason, came_from)
+        return
+    try:
+        model = build_model(run.model).to(device)
+        model.load_state_dict(base.load_weights(), strict=False)
+        dtype = getattr(torch, run.decode.state_dtype or "")
+        scores = {}
+        for split in ("validation", "test"):
+            examples = run.task.examples(split, device)
+            scores[split] = evaluate_recurrently(model, examples, run.train.batch_size, dtype)
+        (validation, _), (test, by_slice) = scores["validation"], scores["test"]
+        measured = {
+            "metrics": {**test, **{f"validation_{key}": value for key, value in validation.items()}},
+            "slices": by_slice,
+            "state": measure_state(model, run.task.sequence_length, dtype),
+            "cost": training["cost"],
+            **came_from,
+        }
+        directory.write_record(execution.study, "completed", None, measured)
+    except Exception as error:
+        directory.error_path.write_text(traceback.format_exc())
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        directory.write_record(execution.study, "failed", reason, came_from)
 
 
 def _step(checkpoint: dict[str, Any] | None) -> int:
@@ -79,6 +126,8 @@ def _train(
 
         def end(ended: Ended) -> None:
             measured = _measure(ended, device, len(directories))
+            if ended.status == "completed":
+                of[ended.run.identity].save_weights(ended.parameters)
             _record(of[ended.run.identity], logger[ended.run.identity], execution, ended.status, ended.reason, measured)
 
         try:
@@ -98,7 +147,7 @@ def _train(
             if full and len(left) > 1:
                 return left
             for directory in left:
-                (directory.path / "error.txt").write_text(traceback.format_exc())
+                directory.error_path.write_text(traceback.format_exc())
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 _record(
                     directory,

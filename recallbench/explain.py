@@ -7,33 +7,46 @@ from typing import Any
 
 from hydra.errors import OverrideParseException
 
+NO_NAME = "Config group override must be a string"
+"""How Hydra begins when a group is set to null or a number."""
+
 
 def explain(error: Exception, overrides: Sequence[str], compose: Callable[[Sequence[str]], Mapping[str, Any]]) -> str:
     """One sentence for an error of Hydra's, given the overrides that led to it.
 
     **Arguments:** `compose`: makes a configuration of overrides; it is asked for one without the wrong override, to
-    learn which settings there are.
+    learn which settings there are, and for one of each alone, to learn which is wrong.
     """
     message = str(error).strip()
     if named := re.search(r"Could not override '([^']+)'|Could not append .*?'([^']+)'", message):
         key = named[1] or named[2]
         wrong = [o for o in overrides if re.split("[=@]", o.lstrip("+~"))[0] == key]
+        value = wrong[0].partition("=")[2] if wrong else ""
+        if "No match in the defaults list" in message:
+            return f"{key} is {value!r}: a configuration of this group is added, as +{key}={value}"
         try:
             known = list(setting_names(compose([o for o in overrides if o not in wrong])))
         except Exception:
             known = []
-        value = wrong[0].partition("=")[2] if wrong else ""
         return f"{key} is {value!r}: there is no such setting{_suggest(key, known)}"
-    if named := re.search(r"Could not find '(.+)/([^'/]+)'", message):
+    if named := re.search(r"Could not find '(.+)/([^'/]*)'", message):
         listed = message.partition("Available options in")[2].partition("Config search path")[0]
         options = re.findall(r"^\s+([\w-]+)$", listed, flags=re.MULTILINE)
         return f"{named[1]} is {named[2]!r}: it must be one of {', '.join(options)}"
-    if "Config group override must be a string" in message:
-        groups = [o for o in overrides if "." not in o.partition("=")[0]]
-        return f"one of {', '.join(groups)} names no configuration: a group is chosen by the name of a file in conf/"
+    if NO_NAME in message:
+        wrong = [o.partition("=") for o in overrides if _names_nothing(o, compose)]
+        return "\n".join(f"{key} is {value!r}: it must be the name of a file in conf/{key}/" for key, _, value in wrong)
     if isinstance(error, OverrideParseException):
         return f"{error.override!r} cannot be read: an override is written SETTING=VALUE"
     return " ".join(message.split())
+
+
+def _names_nothing(override: str, compose: Callable[[Sequence[str]], Mapping[str, Any]]) -> bool:
+    try:
+        compose([override])
+    except Exception as error:
+        return NO_NAME in str(error)
+    return False
 
 
 def setting_names(config: Mapping[str, Any], prefix: str = "") -> Iterable[str]:

@@ -1,5 +1,6 @@
 """Who is told of a run while it trains, beside its own log. The run record stays the source of truth."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -40,7 +41,7 @@ class WandbLogger:
             config=run.settings,
             resume="allow",
             reinit="create_new",  # members each have a run of their own in this process
-            mode="online" if wandb.api.api_key else "offline",
+            mode=None if "WANDB_MODE" in os.environ else "online" if wandb.api.api_key else "offline",
         )
 
     def log(self, entry: dict[str, Any]) -> None:

@@ -3,7 +3,9 @@
 <runs>/<identity>/config.yaml     every setting, as resolved
 <runs>/<identity>/log.jsonl       a line an epoch
 <runs>/<identity>/checkpoint.pt   until the run has its record
+<runs>/<identity>/weights.pt      of a run that completed: what other ways of decoding start from
 <runs>/<identity>/result.json     the record: one that exists is complete
+<runs>/<identity>/error.txt       the traceback, of a run that failed
 <runs>/<identity>/earlier/        records that a rerun replaced
 <runs>/studies/<study>.json       the identities of a study's runs
 """
@@ -35,7 +37,9 @@ class RunDirectory:
         self.path = Path(runs) / run.identity
         self.record_path = self.path / "result.json"
         self.checkpoint_path = self.path / "checkpoint.pt"
+        self.weights_path = self.path / "weights.pt"
         self.log_path = self.path / "log.jsonl"
+        self.error_path = self.path / "error.txt"
 
     def has_record(self) -> bool:
         return self.record_path.exists()
@@ -50,24 +54,31 @@ class RunDirectory:
         write_atomically(self.path / "config.yaml", yaml.safe_dump(self.run.settings, sort_keys=False))
 
     def set_aside(self) -> None:
-        """Make room for a rerun: the record moves to `earlier/`, where nothing overwrites it."""
+        """Make room for a rerun: the record moves to `earlier/`, where nothing overwrites it.
+
+        A checkpoint beside it, of a process that was killed after writing the record, is no part of the rerun.
+        """
+        self.checkpoint_path.unlink(missing_ok=True)
         earlier = self.path / "earlier"
         earlier.mkdir(parents=True, exist_ok=True)
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
         os.replace(self.record_path, earlier / f"{stamp}.result.json")
-        if self.log_path.exists():
-            os.replace(self.log_path, earlier / f"{stamp}.log.jsonl")
+        for beside in (self.log_path, self.error_path):
+            if beside.exists():
+                os.replace(beside, earlier / f"{stamp}.{beside.name}")
 
     def write_log(self, entries: list[dict[str, Any]]) -> None:
         """The whole log, so that a run which resumes from a checkpoint does not repeat the lines written after it."""
         write_atomically(self.log_path, "".join(json.dumps(entry) + "\n" for entry in entries))
 
     def save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        partial = self.checkpoint_path.with_suffix(f".{os.getpid()}.partial")
-        with partial.open("wb") as file:
-            torch.save(checkpoint, file)
-            _to_disk(file)
-        os.replace(partial, self.checkpoint_path)
+        _save_atomically(self.checkpoint_path, checkpoint)
+
+    def save_weights(self, weights: dict[str, torch.Tensor]) -> None:
+        _save_atomically(self.weights_path, {name: tensor.cpu() for name, tensor in weights.items()})
+
+    def load_weights(self) -> dict[str, torch.Tensor]:
+        return torch.load(self.weights_path, map_location="cpu", weights_only=True)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The last checkpoint, or None where there is none."""
@@ -107,6 +118,14 @@ def write_atomically(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with partial.open("w") as file:
         file.write(text)
+        _to_disk(file)
+    os.replace(partial, path)
+
+
+def _save_atomically(path: Path, content: Any) -> None:
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        torch.save(content, file)
         _to_disk(file)
     os.replace(partial, path)
 

@@ -92,7 +92,9 @@ class Training:
         """
         saved_at = time.monotonic()
         while self.members:
-            epoch, done = divmod(self.step, len(self.batches))
+            # The log tells the epoch, since a checkpoint may lie between its last step and its end.
+            epoch = len(self.members[0].log)
+            done = self.step - epoch * len(self.batches)
             rates = self._learning_rates(epoch)
             order = self._order(epoch)
             for segment, rows in order[done:]:
@@ -162,6 +164,8 @@ class Training:
             }
             member.log.append({key: _finite(value) for key, value in entry.items()})
             tell(member.run, member.log)
+            if entry["validation_loss"] is None and self.diverged_at[i] < 0:
+                self.diverged_at[i] = self.step
 
     def _retire(self, epoch: int, end: Callable[[Ended], None]) -> None:
         """Let go of the members that are done, so that the others go on without them."""
@@ -239,7 +243,7 @@ def evaluate(
     parameters: Parameters,
     slices: Sequence[Examples],
     batch_size: int,
-) -> tuple[list[dict[str, float]], list[list[dict[str, Any]]]]:
+) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]:
     """Accuracy and loss of every member, overall and by slice: means over examples of the mean over their questions."""
     table = []  # a row a slice: [2, M]
     for examples in slices:
@@ -268,7 +272,7 @@ def evaluate(
         ]
         for i in range(totals.shape[2])
     ]
-    return [{"accuracy": a, "loss": b} for a, b in overall], by_slice
+    return [{"accuracy": a, "loss": _finite(b)} for a, b in overall], by_slice
 
 
 def _finite(value: Any) -> Any:

@@ -7,6 +7,8 @@ from typing import Any
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from models.settings import SettingError
+
 
 def expand(
     arguments: Sequence[str],
@@ -26,6 +28,9 @@ def expand(
     points: list[tuple[str, ...]] = []
     for grid in grids or [{}]:
         axes = {key: axis for key, axis in {**params, **grid}.items() if key not in given}
+        for key, axis in axes.items():
+            if isinstance(axis, Sequence) and not axis:
+                raise SettingError(key, axis, "an axis needs at least one value")
         written = parser.parse_overrides([f"{key}={_choices(axis)}" for key, axis in axes.items()])
         values = [
             [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
@@ -39,5 +44,16 @@ def expand(
 
 def _choices(axis: Any) -> str:
     if isinstance(axis, str) or not isinstance(axis, Sequence):
-        return str(axis)
-    return f"choice({','.join(map(str, axis))})"
+        return _written(axis)
+    return ",".join(map(_written, axis))
+
+
+def _written(value: Any) -> str:
+    """A value of a study's YAML in Hydra's syntax."""
+    if value is None:
+        return "null"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}:{_written(v)}' for key, v in value.items())}}}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return f"[{','.join(map(_written, value))}]"
+    return str(value)

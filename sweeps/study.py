@@ -71,9 +71,16 @@ def group(runs: dict[Point, Run]) -> list[list[str]]:
         groups.setdefault(run.group, []).append((point, run))
     jobs = []
     for together in groups.values():
-        members = ",".join(f"{{learning_rate:{run.train.learning_rate!r},seed:{run.seed}}}" for _, run in together)
+        members = ",".join(
+            f"{{learning_rate:{run.train.learning_rate!r},seed:{run.seed},state_dtype:{_or_null(run.decode.state_dtype)}}}"
+            for _, run in together
+        )
         jobs.append([*together[0][0], f"members=[{members}]"])
     return jobs
+
+
+def _or_null(value: str | None) -> str:
+    return "null" if value is None else value
 
 
 def _count(n: int, noun: str) -> str:

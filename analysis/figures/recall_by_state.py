@@ -37,9 +37,8 @@ def table(runs: DataFrame) -> DataFrame:
     found = points(runs)
     if found[["accuracy", "state.bytes"]].dropna().empty:
         raise NotEnough("no run has completed with both an accuracy and a measured state")
-    measured = found[["state.length", "state.dtype"]].dropna().drop_duplicates()
-    if len(measured) > 1:
-        raise NotEnough("states measured at several lengths or dtypes do not compare")
+    if len(found["state.length"].dropna().unique()) > 1:
+        raise NotEnough("states measured at several lengths do not compare")
     columns = found.loc[:, "family":"state.dtype"]
     return columns.assign(frontier=frontier(found))
 
@@ -52,8 +51,9 @@ def draw(runs: DataFrame) -> Figure:
     figure = column_figure(_BOTTOM + _HEIGHT)
     _legend(figure, sorted(drawn["family"].unique()))
     axes = axes_at(figure, _LEFT, _BOTTOM, COLUMN_WIDTH - _LEFT - _RIGHT, _HEIGHT)
-    length, dtype = drawn[["state.length", "state.dtype"]].iloc[0]
-    axes.set_xlabel(f"state per sequence ($N$ = {length:.0f}, {dtype})")
+    # Where dtypes differ, labels tell them: the dtype of decoding is a setting of the point.
+    dtype = drawn["state.dtype"].iloc[0] if len(drawn["state.dtype"].unique()) == 1 else "dtype by label"
+    axes.set_xlabel(f"state per sequence ($N$ = {drawn['state.length'].iloc[0]:.0f}, {dtype})")
     axes.set_ylabel("recall accuracy")
     axes.set_ylim(-0.02, 1.05)
     axes.set_yticks(np.linspace(0, 1, 6))

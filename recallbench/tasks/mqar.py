@@ -7,15 +7,13 @@ Source: Arora et al. 2023 ("Zoology"), arXiv 2312.04927, section 4 and appendix;
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Len
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+from annotated_types import Ge, Gt, Len
+from pydantic import BaseModel, ConfigDict, FiniteFloat, PositiveInt
 from torch import Tensor
 
 from models.settings import SettingError
+from recallbench.draws import ROWS, distinct
 from recallbench.task import Examples, Split, Task, generator
-
-ROWS = 4096
-"""Rows made at a time, so that the working set of the generator stays in cache."""
 
 
 class Segment(BaseModel):
@@ -45,7 +43,7 @@ class MQAR(Task):
         num_test_examples: PositiveInt | None = None,
         train: Annotated[list[Segment], Len(1)] | None = None,
         test: Annotated[list[Segment], Len(1)] | None = None,
-        power: PositiveFloat = 0.01,
+        power: Annotated[FiniteFloat, Gt(0)] = 0.01,
         seed: Annotated[int, Ge(0)] = 0,
     ):
         shape = {"sequence_length": sequence_length, "num_kv_pairs": num_kv_pairs}
@@ -94,8 +92,8 @@ def _fill(
 ) -> None:
     """Write rows of tokens [n, N], positions [n, pairs] and targets [n, pairs], question i asking for pair i."""
     (n, N), pairs, half = tokens.shape, positions.shape[1], vocab_size // 2
-    keys = _distinct(n, pairs, 1, half, random)
-    values = _distinct(n, pairs, half, vocab_size, random)
+    keys = distinct(n, pairs, 1, half, random)
+    values = distinct(n, pairs, half, vocab_size, random)
     # Drawing without replacement, each time in proportion to p_j, is a race: whoever's exponential of rate p_j rings
     # first is drawn first.
     space = (N - 2 * pairs) // 2
@@ -108,28 +106,6 @@ def _fill(
     tokens[:, 0 : 2 * pairs : 2] = keys
     tokens[:, 1 : 2 * pairs : 2] = values
     tokens.scatter_(1, positions, keys)
-
-
-def _distinct(n: int, count: int, low: int, high: int, random: torch.Generator) -> Tensor:
-    """Uniform draws from low .. high - 1 without replacement within a row: [n, count].
-
-    Repeated values are drawn again until none is left. No step prefers a value to another and any ordered choice can
-    be relabelled into any other, so all are equally likely.
-    """
-    pool = high - low
-    if 2 * count > pool:
-        return low + torch.rand(n, pool, generator=random, device=random.device).argsort(dim=1)[:, :count]
-    drawn = torch.randint(low, high, (n, count), generator=random, device=random.device)
-    rows = torch.arange(n, device=random.device)
-    while len(rows):
-        ordered, order = drawn[rows].sort(dim=1, stable=True)
-        repeated = torch.zeros_like(ordered, dtype=torch.bool)
-        repeated.scatter_(1, order[:, 1:], ordered[:, 1:] == ordered[:, :-1])
-        again = repeated.any(dim=1)
-        rows, repeated = rows[again], repeated[again]
-        fresh = torch.randint(low, high, repeated.shape, generator=random, device=random.device)
-        drawn[rows] = torch.where(repeated, fresh, drawn[rows])
-    return drawn
 
 
 def _check_fits(segment: Segment, vocab_size: int) -> None:

@@ -82,7 +82,7 @@ def test_what_does_not_match_is_listed(tmp_path):
     model.save_pretrained(tmp_path)
     text = (tmp_path / "config.json").read_text()
     (tmp_path / "config.json").write_text(text.replace('"state_size": 8', '"state_size": 4'))
-    with pytest.raises(ValueError, match="blocks.0.mixer.A_log: .*8.* in the checkpoint, .*4.* in the model"):
+    with pytest.raises(ValueError, match=r"blocks\.0\.mixer\.A_log: .*8.* in the checkpoint, .*4.* in the model"):
         load_mamba(tmp_path)
 
 
