@@ -12,13 +12,13 @@ from torch import Tensor
 from models.language_model import LanguageModel, ModelConfig
 
 MAMBA_KEYS = {
-    r"backbone\.embeddings\.weight": "embedding.weight",
+    r"backbone\.embeddings?\.weight": "embedding.weight",
     r"backbone\.layers\.(\d+)\.norm\.weight": r"blocks.\1.mixer_norm.weight",
     r"backbone\.layers\.(\d+)\.mixer\.(.+)": r"blocks.\1.mixer.\2",
     r"backbone\.norm_f\.weight": "norm.weight",
     r"lm_head\.weight": "head.weight",
 }
-"""Keys of Mamba and Mamba-2 in transformers -> ours."""
+"""Keys of Mamba and Mamba-2, in transformers and in state-spaces/mamba -> ours."""
 
 
 def load_mamba(folder: Path | str) -> LanguageModel:
