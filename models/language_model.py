@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.huggingface import HuggingFaceConfig, HuggingFaceModel
 from models.mixer import Mixer, State
-from models.mixers import MIXERS
+from models.mixers import ALL_MIXERS
 from models.settings import SettingError, check, construct
 
 GAIN = 0.02 * 768**0.5
@@ -31,7 +31,7 @@ class ModelConfig(BaseModel):
     in multiples of D, 0 for no MLP.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     vocab_size: PositiveInt
     d_model: PositiveInt = 64
@@ -165,7 +165,7 @@ class LanguageModel(nn.Module):
         Source: Radford et al. 2019 (GPT-2), section 2.3. A mixer that initialises its own parameters marks them with
         an attribute `keeps_initialisation`.
         """
-        writers = len(self.blocks) * (2 if self.config.mlp_expand else 1)
+        writers = sum(1 if block.mlp is None else 2 for block in self._each())
         for name, module in self.named_modules():
             if not isinstance(module, nn.Linear | nn.Embedding) or getattr(module, "keeps_initialisation", False):
                 continue
@@ -183,9 +183,9 @@ def build_mixer(layer: str | Mapping[str, Any], d_model: int) -> Mixer:
     """
     settings = {"name": layer} if isinstance(layer, str) else dict(layer)
     name = settings.pop("name", None)
-    if name not in MIXERS:
-        raise SettingError("name", name, f"it must be one of {', '.join(MIXERS)}")
-    return construct(MIXERS[name], {"d_model": d_model, **settings})
+    if name not in ALL_MIXERS:
+        raise SettingError("name", name, f"it must be one of {', '.join(ALL_MIXERS)}")
+    return construct(ALL_MIXERS[name], {"d_model": d_model, **settings})
 
 
 def build_model(

@@ -1,7 +1,7 @@
 """The contract that every mixer keeps: one function of the sequence, in parallel form and in recurrent form."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,10 @@ class Mixer(nn.Module, ABC):
     """
 
     d_model: int
+    needs_gpu: ClassVar[bool] = False
+    """Whether it runs on a GPU alone."""
+    stacks: ClassVar[bool] = True
+    """Whether `torch.func.vmap` can run it with stacked parameters; members of one that cannot take turns."""
 
     @abstractmethod
     def init_state(

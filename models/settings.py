@@ -37,14 +37,16 @@ class SettingErrors(ValueError):
 def schema(target: Callable[..., Any]) -> type[BaseModel]:
     """A strict pydantic model of the keyword settings of a class or function, built from its annotations.
 
-    Positional-only and `self` parameters are left out; `d_model` counts as a setting like any other.
+    `d_model` counts as a setting like any other.
     """
     hints = get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
     fields: dict[str, Any] = {
         p.name: (hints[p.name], ... if p.default is p.empty else p.default)
         for p in inspect.signature(target).parameters.values()
     }
-    return create_model(target.__name__, __config__=ConfigDict(extra="forbid", strict=True), **fields)
+    return create_model(
+        target.__name__, __config__=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False), **fields
+    )
 
 
 def check(model: type[Model], settings: Mapping[str, Any]) -> Model:
@@ -67,7 +69,7 @@ def construct(target: Callable[..., T], settings: Mapping[str, Any]) -> T:
 def _sentence(error: Any, model: type[BaseModel]) -> SettingError:
     path = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        known = sorted(model.model_fields)
+        known = sorted(set(model.model_fields) - {"d_model"})
         close = difflib.get_close_matches(path, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
         return SettingError(path, error["input"], f"there is no such setting; {hint}")

@@ -16,7 +16,7 @@ from models.settings import SettingError, SettingErrors
 from recallbench.config import execution_of, plain, runs_of
 from recallbench.execute import execute
 from recallbench.explain import NO_NAME, explain
-from recallbench.interrupt import Stopped, stop_on_signals
+from recallbench.interrupt import stop_on_signals
 from recallbench.progress import describe, watch
 from recallbench.record import RunDirectory
 
@@ -69,7 +69,7 @@ def main() -> None:
             raise  # a bug of ours; Hydra has no exception of its own for a group set to null
         console.print(explain(error, overrides, _compose), markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
-    except Stopped:
+    except KeyboardInterrupt:  # `Stopped` in training, or a plain one between two jobs, which has nothing to save
         console.print("stopped, everything saved; the same command goes on from here")
         sys.exit(130)
 

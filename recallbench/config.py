@@ -14,9 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
-from models import MIXERS, ModelConfig, build_model
+from models import ModelConfig, build_model
 from models.huggingface import HuggingFaceConfig
 from models.language_model import build_mixer, check_model
+from models.mixers import ALL_MIXERS
 from models.settings import SettingError, SettingErrors, check, construct, schema
 from recallbench.task import Task
 from recallbench.tasks import TASKS
@@ -178,7 +179,7 @@ def resolve(config: Settings) -> Run:
         "decode": decode.model_dump(mode="json"),
     }
     if studied:
-        settings["mixer"] = _named(MIXERS, config["mixer"], defaults=True)
+        settings["mixer"] = _named(ALL_MIXERS, config["mixer"], defaults=True)
     essence = {
         "task": _named(TASKS, config["task"]),
         "model": _model_settings(model, defaults=False),
@@ -194,7 +195,7 @@ def resolve(config: Settings) -> Run:
 def _model_settings(model: ModelConfig | HuggingFaceConfig, defaults: bool) -> dict[str, Any]:
     settings = model.model_dump(mode="json", exclude_defaults=not defaults)
     if isinstance(model, ModelConfig):
-        settings["layers"] = [_named(MIXERS, layer, defaults) for layer in cast("list[Settings]", model.layers)]
+        settings["layers"] = [_named(ALL_MIXERS, layer, defaults) for layer in cast("list[Settings]", model.layers)]
     return settings
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models import LanguageModel
+from models import LanguageModel, Mixer
 
 warnings.filterwarnings("ignore", message="There is a performance drop because we have not yet implemented")
 # vmap runs CPU attention member by member; there is nothing for a user to do about it.
@@ -33,7 +33,15 @@ def every_member(model: nn.Module) -> Callable[[Parameters, Tensor, Tensor], Ten
     def one(parameters: Parameters, tokens: Tensor, positions: Tensor) -> Tensor:
         return torch.func.functional_call(model, parameters, (tokens, positions))
 
-    return torch.func.vmap(one, in_dims=(0, None, None), randomness="different")
+    if all(mixer.stacks for mixer in model.modules() if isinstance(mixer, Mixer)):
+        return torch.func.vmap(one, in_dims=(0, None, None))
+
+    def in_turns(parameters: Parameters, tokens: Tensor, positions: Tensor) -> Tensor:
+        count = len(next(iter(parameters.values())))
+        members = ({name: p[i] for name, p in parameters.items()} for i in range(count))
+        return torch.stack([one(member, tokens, positions) for member in members])
+
+    return in_turns
 
 
 class AdamW(NamedTuple):

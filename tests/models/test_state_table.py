@@ -25,7 +25,7 @@ ROWS = {
 
 
 def test_every_mixer_has_a_row():
-    assert set(ROWS) == set(MIXERS)
+    assert set(ROWS) == {name for name, mixer in MIXERS.items() if not mixer.needs_gpu}
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -1,0 +1,171 @@
+"""A study's points: composed as Hydra composes them, checked all, and each in one job."""
+
+import io
+import json
+
+import hydra
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hypothesis import Phase, example, given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from models.settings import SettingError, SettingErrors
+from recallbench.__main__ import CONFIGURATION
+from recallbench.config import plain, resolve, runs_of
+from recallbench.record import RunDirectory
+from sweeps.compose import Composer
+from sweeps.grid import expand
+from sweeps.study import check_points, group, run_study
+
+
+def load(overrides):
+    return hydra.compose("config", overrides=list(overrides))
+
+
+@pytest.fixture(scope="module")
+def compose():
+    """From a point to its configuration, as a sweep composes it."""
+    with hydra.initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+        yield Composer(load, GlobalHydra.instance().config_loader())
+
+
+def axis(name, values):
+    return st.sampled_from([f"{name}={value}" for value in values])
+
+
+values = st.lists(
+    st.one_of(
+        axis("mixer", ["attention", "based"]),
+        axis("model", ["two_layer", "based"]),
+        axis("task", ["mqar", "mqar_based", "{power:0.5,seed:4}"]),
+        axis("seed", [1, "null", "nine"]),
+        axis("train.learning_rate", [1e-05, 3e-3]),
+        axis("train.stop_at_accuracy", ["null", 0.5]),
+        axis("model.layers", ["[mixer]", "[short_conv,{name:attention,num_heads:2}]"]),
+        axis("task.train", ["null", "[{sequence_length:64,num_kv_pairs:4,num_examples:10}]"]),
+        axis("mixer.feature_dim", [8]),
+        axis("mixer.feature_dim.more", [8]),
+        axis("+mixer.extra", ["1"]),
+        axis("runs", ["'a, b'", "${study}"]),
+        st.just("~train.weight_decay"),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
+@given(point=values)
+@example(point=["train.epochs=2", "train.learning_rate=0.1", "train.epochs=3"])
+@example(point=["mixer.feature_dim=8", "mixer=attention"])
+@example(point=["model=based", "mixer=attention"])
+@example(point=["task={power:0.5}", "task.seed=3", "task=mqar_based"])
+def test_points_are_composed_as_hydra_composes_them(point, compose):
+    def outcome(composer):
+        try:
+            return plain(composer(point))
+        except (HydraException, SettingError) as error:
+            return type(error), str(error).splitlines()[0]
+
+    assert outcome(compose) == outcome(load)
+
+
+sound = st.lists(
+    st.tuples(
+        axis("mixer", ["attention", "based"]),
+        axis("train.learning_rate", [0.1, 1e-05, 3e-3]),
+        axis("seed", [0, 1]),
+        axis("model.d_model", [16, 32]),
+        axis("task.seed", [0, 1]),
+    ),
+    min_size=1,
+    max_size=10,
+)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
+@given(points=sound)
+def test_every_run_is_in_one_job_with_what_differs_in_rate_and_seed_alone(points, compose):
+    _, runs = check_points(points, compose)
+    identities = {resolve(plain(compose(point))).identity for point in points}
+    assert len(runs) == len(identities)
+    jobs = [runs_of(plain(compose(job))) for job in group(runs)]
+    of_jobs = [run.identity for job in jobs for run in job]
+    assert sorted(of_jobs) == sorted(identities)
+    free = {"train.learning_rate", "seed"}
+    shared = [{k: repr(v) for k, v in run.settings.items() if k not in free} for job in jobs for run in job[:1]]
+    assert len({tuple(sorted(s.items())) for s in shared}) == len(jobs)  # two jobs could not have been one
+    for job, same in zip(jobs, shared, strict=True):
+        for run in job:
+            assert {key: repr(value) for key, value in run.settings.items() if key not in free} == same
+
+
+@pytest.mark.parametrize("name", [path.stem for path in (CONFIGURATION / "study").iterdir()])
+def test_every_study_that_comes_along_can_be_run(name, compose):
+    composed = hydra.compose("config", overrides=[f"+study={name}"], return_hydra_config=True)
+    sweeper = composed.hydra.sweeper
+    points = expand([f"+study={name}"], sweeper.params, sweeper.grids, GlobalHydra.instance().config_loader())
+    settings_of_one, runs = check_points(points, compose)
+    assert settings_of_one["study"] == name
+    jobs = group(runs)
+    assert sum(len(runs_of(plain(compose(job)))) for job in jobs) == len(runs) >= len(jobs) > 1
+
+
+@pytest.fixture
+def study(compose, tmp_path):
+    """Run a study whose launcher notes its jobs; what was printed, and the jobs."""
+
+    def of(points, *overrides):
+        jobs, said = [], Console(file=io.StringIO(), width=200)
+        shared = (f"runs={tmp_path}/runs", *overrides)
+        run_study([(*shared, *point) for point in points], compose, jobs.extend, said)
+        return said.file.getvalue(), jobs
+
+    return of
+
+
+def test_everything_wrong_is_said_before_anything_runs(study, tmp_path):
+    points = [("mixer=attention", "mixer.num_heads=3"), ("mixer=based",), ("train.epochs=0",), ("train.epochs=0",)]
+    with pytest.raises(SettingErrors) as raised:
+        study(points)
+    assert str(raised.value).splitlines() == [
+        "mixer.num_heads is 3: it must divide the model width d_model = 64",
+        "train.epochs is 0: it should be greater than 0",
+    ]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_has_a_record_is_left_alone_unless_asked(study, compose, tmp_path):
+    points = [("seed=0",), ("seed=1",), ("seed=1", "task.seed=0"), ("seed=0", "model.d_model=32")]
+
+    def seeds(jobs):
+        return [[run.seed for run in runs_of(plain(compose(job)))] for job in jobs]
+
+    said, jobs = study(points)
+    assert said.startswith("sweep: 3 runs, 0 done, 3 to go")
+    assert seeds(jobs) == [[0, 1], [0]]
+    directory = RunDirectory(tmp_path / "runs", resolve(plain(compose(("seed=1",)))))
+    directory.begin()
+    directory.write_record(None, "completed", None, {})
+    said, jobs = study(points)
+    assert said.startswith("sweep: 3 runs, 1 done, 2 to go")
+    assert seeds(jobs) == [[0], [0]]
+    said, jobs = study(points, "rerun=true")
+    assert said.startswith("sweep: 3 runs, 0 done, 3 to go")
+    assert seeds(jobs) == [[0, 1], [0]]
+
+
+def test_the_manifest_lists_every_run_of_a_study(compose, tmp_path):
+    def named(point):
+        config = compose(point)
+        config.study = "mine"
+        return config
+
+    for seeds in ((0, 1), (1, 2)):
+        points = [(f"runs={tmp_path}", f"seed={seed}") for seed in seeds]
+        run_study(points, named, lambda jobs: None, Console(file=io.StringIO()))
+    manifest = json.loads((tmp_path / "studies" / "mine.json").read_text())
+    expected = [resolve(plain(compose((f"seed={seed}",)))).identity for seed in (0, 1, 2)]
+    assert manifest == {"study": "mine", "identities": expected}
