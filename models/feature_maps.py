@@ -5,6 +5,7 @@ can be normalised by the running sum of similarities; the others go without that
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from itertools import combinations_with_replacement
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from models.settings import SettingError
 
 
-class FeatureMap(nn.Module):
+class FeatureMap(nn.Module, ABC):
     """A map that acts on each feature alone, with F = K."""
 
     positive = True
@@ -25,8 +26,8 @@ class FeatureMap(nn.Module):
         super().__init__()
         self.feature_dim = self.expanded_dim = feature_dim
 
-    def forward(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor: ...
 
     def similarity(self, q: Tensor, k: Tensor) -> Tensor:
         """phi(q_i) . phi(k_j) for all pairs: [..., N, K], [..., M, K] -> [..., N, M]."""

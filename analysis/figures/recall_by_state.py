@@ -61,7 +61,8 @@ def draw(runs: DataFrame) -> Figure:
 
     corners = _steps(drawn.loc[drawn["frontier"]], axes.get_xlim()[1])
     axes.plot(*corners.T, **_LINE, zorder=1.5)
-    for family, rows in drawn.groupby("family"):
+    # Where markers meet, those of the smaller family stay in sight.
+    for family, rows in sorted(drawn.groupby("family"), key=lambda group: -len(group[1])):
         several = rows[rows["seeds"] > 1]
         low, high = several["accuracy_min"], several["accuracy_max"]
         axes.vlines(several["state.bytes"], low, high, color=look(str(family)).color, linewidth=0.9)

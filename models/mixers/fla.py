@@ -80,6 +80,7 @@ class Fla(Mixer):
         """Bytes of state a sequence, weighed: fla does not say its shapes before it has run. Its dtypes are its own."""
         from torch.utils._pytree import tree_leaves  # noqa: PLC0415
 
-        _, state = self.prefill(self.layer.o_proj.weight.new_zeros(1, length, self.d_model), self.init_state(1))
+        x = torch.zeros(1, length, self.d_model, **self.like_parameters(None, None))
+        _, state = self.prefill(x, self.init_state(1))
         leaves = [leaf for leaf in tree_leaves(state) if isinstance(leaf, Tensor)]
         return sum({leaf.untyped_storage().data_ptr(): leaf.untyped_storage().nbytes() for leaf in leaves}.values())
