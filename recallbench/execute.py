@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
-from models import build_model
+from models import ModelConfig, build_model
+from models.mixers import ALL_MIXERS
+from models.settings import SettingError
 from recallbench.config import ExecutionConfig, Run
 from recallbench.decode import evaluate_recurrently
 from recallbench.interrupt import Stopped, StopRequest
@@ -28,8 +30,9 @@ def execute(runs: Sequence[Run], execution: ExecutionConfig, stop: StopRequest) 
 
     A run that was stopped goes on from its checkpoint. A group that does not fit in memory is halved until it fits;
     a run that does not fit alone, or fails, or diverges, gets a record that says so and disturbs no other.
-    **Raises** `Stopped` after saving, once `stop` is made.
+    **Raises** `Stopped` after saving, once `stop` is made; `SettingError` where a mixer does not run on the device.
     """
+    _check_device(runs, execution)
     trained = {run.trained.identity: run.trained for run in runs}
     waiting = []
     for run in trained.values():
@@ -46,6 +49,13 @@ def execute(runs: Sequence[Run], execution: ExecutionConfig, stop: StopRequest) 
             _decode(run, execution)
     if stop.made:  # asked for after the last step: what comes after these runs shall not start
         raise Stopped
+
+
+def _check_device(runs: Sequence[Run], execution: ExecutionConfig) -> None:
+    if choose_device(execution.device).type == "cpu":
+        names = {name for run in runs if isinstance(run.model, ModelConfig) for name in run.model.mixer_names}
+        for name in sorted(name for name in names if ALL_MIXERS[name].needs_gpu):
+            raise SettingError("device", execution.device, f"the mixer {name} runs on a GPU alone")
 
 
 def choose_device(name: str) -> torch.device:

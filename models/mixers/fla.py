@@ -49,8 +49,8 @@ class Fla(Mixer):
         self.d_model = d_model
         try:
             self.layer = kind(**{"hidden_size": d_model, "layer_idx": 0, **(options or {})})
-        except (AssertionError, ValueError) as error:
-            raise SettingError("options", options or {}, f"{layer} says: {error}") from None
+        except (AssertionError, ValueError, ZeroDivisionError) as error:  # fla checks what it is given in several ways
+            raise SettingError("options", options or {}, f"at d_model = {d_model} {layer} says: {error}") from None
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x)[0]

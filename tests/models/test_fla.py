@@ -6,6 +6,9 @@ import torch
 from models import MIXERS
 from models.mixers import ALL_MIXERS
 from models.settings import SettingError, construct
+from recallbench.config import ExecutionConfig, resolve
+from recallbench.execute import execute
+from recallbench.interrupt import StopRequest
 from recallbench.state import storages
 
 LAYERS = ["MultiScaleRetention", "HGRN2Attention"]
@@ -25,6 +28,19 @@ def test_wrong_layers_and_options_are_said_in_a_sentence():
 def test_it_constructs_anywhere_and_is_offered_where_it_runs():
     assert ALL_MIXERS["fla"](D).layer.o_proj.weight.shape[0] == D
     assert ("fla" in MIXERS) == torch.cuda.is_available()
+
+
+def test_it_is_refused_on_a_cpu_before_anything_is_written(tmp_path):
+    config = {
+        "task": {"name": "mqar"},
+        "model": {"layers": ["mixer"]},
+        "mixer": {"name": "fla"},
+        "train": {},
+        "seed": 0,
+    }
+    with pytest.raises(SettingError, match="device is 'cpu': the mixer fla runs on a GPU alone"):
+        execute([resolve(config)], ExecutionConfig(runs=str(tmp_path), device="cpu"), StopRequest())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="fla's kernels run on a GPU")
