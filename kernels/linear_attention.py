@@ -21,31 +21,45 @@ def linear_attention(
     phi: Callable[[Tensor], Tensor],
     similarity: Callable[[Tensor, Tensor], Tensor],
     state: Tensor | None = None,
+    *,
+    sums: bool,
     chunk: int = CHUNK,
-) -> tuple[Tensor, Callable[[], Tensor]]:
+) -> tuple[Tensor, Tensor | None, Callable[[], Tensor]]:
     """The parallel form: dense within a chunk, through the state across chunks.
 
     **Arguments:** `q`, `k` [B, H, N, K]; `v` [B, H, N, V]; `phi` [..., K] -> [..., F]; `similarity` the matrix of
-    phi(q_i) . phi(k_j), [..., C, K] x [..., C, K] -> [..., C, C]; `state` [B, H, F, V], the sum over what came before.
-    **Returns** outputs [B, H, N, V] and a function that gives the state after all N tokens [B, H, F, V] (float32 or
-    wider), which a caller that only wants the outputs never pays for.
+    phi(q_i) . phi(k_j), [..., C, K] x [..., C, K] -> [..., C, C]; `sums`: of the similarities are wanted too,
+    phi(q_t) z_t with z_t = sum over s <= t of phi(k_s), by which outputs are normalised; `state` [B, H, F, V], the sum
+    over what came before, with z as one more column where `sums` is set, as if values ended in a one.
+    **Returns** outputs [B, H, N, V]; the sums [B, H, N, 1] or None; and a function that gives the state after all N
+    tokens (float32 or wider), which a caller that only wants the outputs never pays for.
     """
     N = q.shape[-2]
-    C = min(chunk, max(N, 1))
+    # Up to two chunks the whole is dense: the states between would cost more than the products they save.
+    dense = state is None and 2 * chunk >= N
+    C = max(N if dense else min(chunk, N), 1)
     # A padded key is zeroed through its value, since phi(0) need not be 0.
     qc, kc, vc = (F.pad(t, (0, 0, 0, -N % C)).unflatten(-2, (-1, C)) for t in (q, k, v))  # [B, H, N/C, C, *]
     causal = torch.ones(C, C, dtype=torch.bool, device=q.device).tril()
-    out = similarity(qc, kc).masked_fill(~causal, 0) @ vc
+    scores = similarity(qc, kc).masked_fill(~causal, 0)
+    # Not as a product with a column of ones: a width of V + 1 leaves tensor cores their slowest path.
+    out, total = scores @ vc, scores.sum(-1, keepdim=True) if sums else None
+    if sums:
+        vc = F.pad(vc, (0, 1), value=1.0)
+        vc = vc if N % C == 0 else vc * (torch.arange(vc.shape[2] * C, device=v.device) < N).view(-1, C, 1)
 
     states = None
     if state is not None or N > C:
         states = _chunk_states(phi(kc), vc, state)  # [B, H, N/C + 1, F, V]
-        out = out + phi(qc) @ states[:, :, :-1].to(q.dtype)
+        before = phi(qc) @ states[:, :, :-1].to(q.dtype)  # [B, H, N/C, C, V or V + 1]
+        out = out + before[..., : v.shape[-1]]
+        total = None if total is None else total + before[..., -1:]
 
     def final_state() -> Tensor:
         return (_chunk_states(phi(kc), vc, state) if states is None else states)[:, :, -1].clone()
 
-    return out.flatten(2, 3)[..., :N, :], final_state
+    out, total = (None if t is None else t.flatten(2, 3)[..., :N, :] for t in (out, total))
+    return out, total, final_state
 
 
 def _chunk_states(phi_k: Tensor, v: Tensor, state: Tensor | None) -> Tensor:
@@ -58,9 +72,12 @@ def _chunk_states(phi_k: Tensor, v: Tensor, state: Tensor | None) -> Tensor:
     return torch.cat([first, sums], dim=2).cumsum(dim=2)
 
 
-def linear_attention_step(phi_q: Tensor, phi_k: Tensor, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """The recurrent form: phi_q, phi_k [B, H, F], v [B, H, V], state [B, H, F, V] -> output [B, H, V], new state."""
+def linear_attention_step(
+    phi_q: Tensor, phi_k: Tensor, v: Tensor, state: Tensor, *, sums: bool
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The recurrent form: phi_q, phi_k [B, H, F], v [B, H, V] -> output [B, H, V], sum [B, H, 1] or None, new state."""
     S = state.to(torch.promote_types(v.dtype, torch.float32))
-    S = S + phi_k.to(S.dtype).unsqueeze(-1) * v.to(S.dtype).unsqueeze(-2)
-    y = (phi_q.to(S.dtype).unsqueeze(-2) @ S).squeeze(-2)
-    return y.to(v.dtype), S.to(state.dtype)
+    added = F.pad(v, (0, 1), value=1.0) if sums else v
+    S = S + phi_k.to(S.dtype).unsqueeze(-1) * added.to(S.dtype).unsqueeze(-2)
+    y = (phi_q.to(S.dtype).unsqueeze(-2) @ S).squeeze(-2).to(v.dtype)
+    return y[..., : v.shape[-1]], y[..., -1:] if sums else None, S.to(state.dtype)

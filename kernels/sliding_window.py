@@ -11,6 +11,9 @@ from torch import Tensor
 MIN_BLOCK = 16
 """A narrow window still works in blocks of this many positions, since smaller matrix products cost no less."""
 
+DENSE = 1024
+"""Up to this N a GPU computes all scores and masks them, in one kernel, sooner than blocks in several."""
+
 
 def sliding_window_attention(q: Tensor, k: Tensor, v: Tensor, window_size: int, past: Tensor | None = None) -> Tensor:
     """The parallel form.
@@ -21,6 +24,10 @@ def sliding_window_attention(q: Tensor, k: Tensor, v: Tensor, window_size: int, 
     """
     N, W = q.shape[-2], window_size
     P = k.shape[-2] - N
+    if q.is_cuda and past is None and N <= DENSE:
+        t = torch.arange(N, device=q.device)
+        ago = t[:, None] - t
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=(ago >= 0) & (ago < W))
     C = min(max(W, MIN_BLOCK), max(N, 1))
     blocks = -(-N // C)
     pad = blocks * C - N

@@ -4,6 +4,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from models.mixer import Mixer
+from models.projections import project
 from models.rope import rope
 from models.settings import SettingError
 
@@ -35,8 +36,8 @@ class AttentionHeads(Mixer):
     def project(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, H, N, K], keys and values [B, G, N, K]."""
         q, k, v = (
-            proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
+            t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for t in project(x, self.q_proj, self.k_proj, self.v_proj)
         )
         return (rope(q, position), rope(k, position), v) if self.use_rope else (q, k, v)
 

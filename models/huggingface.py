@@ -8,6 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor, nn
 
+from kernels.cross_entropy import cross_entropy
 from models.settings import SettingError
 
 
@@ -69,6 +70,15 @@ class HuggingFaceModel(nn.Module):
         x = self.model.base_model(tokens, use_cache=False).last_hidden_state
         head: Any = self.model.get_output_embeddings()
         return head(x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1])))
+
+    def loss(self, tokens: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
+        """As `LanguageModel.loss`."""
+        return cross_entropy(self(tokens, positions), targets)
+
+    def answers(self, tokens: Tensor, positions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """As `LanguageModel.answers`."""
+        logits = self(tokens, positions)
+        return cross_entropy(logits, targets), logits.argmax(-1)
 
     def init_state(
         self,

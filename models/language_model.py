@@ -10,6 +10,7 @@ from annotated_types import Len
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
+from kernels.cross_entropy import linear_answers, linear_cross_entropy
 from models.huggingface import HuggingFaceConfig, HuggingFaceModel
 from models.mixer import Mixer, State
 from models.mixers import ALL_MIXERS
@@ -113,16 +114,49 @@ class LanguageModel(nn.Module):
         With `positions` [B, Q], the logits at those positions alone, [B, Q, vocabulary]: where few are asked for, the
         head is most of the memory and of the operations.
         """
+        return self.logits(self._hidden(tokens, positions))
+
+    def loss(self, tokens: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
+        """The cross-entropy of the answer to each question, tokens [B, N], positions and targets [B, Q] -> [B, Q].
+
+        It is 0 where nothing is asked (a target of -100). On a GPU the logits are never in memory.
+        """
+        return linear_cross_entropy(self._hidden(tokens, positions), self.head_weight, targets)
+
+    def answers(self, tokens: Tensor, positions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss as above, without gradients, and the most likely token: [B, Q] each."""
+        return linear_answers(self._hidden(tokens, positions), self.head_weight, targets)
+
+    def trunk(self, tokens: Tensor) -> Tensor:
+        """Tokens [B, N] -> the residual stream after all blocks [B, N, D], under autocast in its dtype."""
         x = self.embedding(tokens)
+        kind = x.device.type
+        x = x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
         for block in self._each():
             x = block(x)
-        if positions is not None:
-            x = x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))
-        return self.logits(self.norm(x))
+        return x
+
+    def generate_code(self) -> None:
+        """Compile what `loss` runs: the trunk for each shape of tokens at its first use, the rest once."""
+        self.trunk = torch.compile(self.trunk, dynamic=False)
+        self._asked = torch.compile(self._asked, dynamic=True)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., vocabulary]."""
-        return F.linear(hidden, self.embedding.weight if self.head is None else self.head.weight)
+        return F.linear(hidden, self.head_weight)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """[vocabulary, D], the embedding's own where the two are tied."""
+        return self.embedding.weight if self.head is None else self.head.weight
+
+    def _hidden(self, tokens: Tensor, positions: Tensor | None) -> Tensor:
+        """What the head reads: [B, N, D], or at `positions` alone [B, Q, D]."""
+        x = self.trunk(tokens)
+        return self.norm(x) if positions is None else self._asked(x, positions)
+
+    def _asked(self, x: Tensor, positions: Tensor) -> Tensor:
+        return self.norm(x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1])))
 
     def init_state(
         self,

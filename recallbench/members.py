@@ -1,15 +1,17 @@
-"""Members: several models of one shape as one, their parameters stacked along a leading dimension M.
+"""Members: several models of one shape trained side by side on one data stream, parameters stacked along M.
 
-Runs that differ only in learning rate or seed share every batch and every kernel launch, and never meet otherwise:
-vmap keeps each member's slice to itself, so that each ends as if it had trained alone.
+Runs that differ only in learning rate or seed share every batch and never meet otherwise, so that each ends as if it
+had trained alone. On a CPU vmap runs all of them in one call, which spares the cost of calling; on a GPU each runs in
+turn on a stream of its own (see `recallbench.replay`), where that cost is gone already and every kernel is at hand.
 """
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from models import LanguageModel, Mixer
 
@@ -27,21 +29,55 @@ def stack(models: Sequence[LanguageModel], device: torch.device) -> tuple[Langua
     return models[0].to(device), stacked
 
 
-def every_member(model: nn.Module) -> Callable[[Parameters, Tensor, Tensor], Tensor]:
-    """The logits of all members for one batch: tokens [B, N] and positions [B, Q] -> [M, B, Q, vocabulary]."""
+class _Method(nn.Module):
+    """A method of a model in the place of `forward`, the one that `functional_call` reaches."""
 
-    def one(parameters: Parameters, tokens: Tensor, positions: Tensor) -> Tensor:
-        return torch.func.functional_call(model, parameters, (tokens, positions))
+    def __init__(self, model: nn.Module, name: str):
+        super().__init__()
+        self.model, self.name = model, name
 
-    if all(mixer.stacks for mixer in model.modules() if isinstance(mixer, Mixer)):
-        return torch.func.vmap(one, in_dims=(0, None, None))
+    def forward(self, *arguments: Any) -> Any:
+        return getattr(self.model, self.name)(*arguments)
 
-    def in_turns(parameters: Parameters, tokens: Tensor, positions: Tensor) -> Tensor:
-        count = len(next(iter(parameters.values())))
-        members = ({name: p[i] for name, p in parameters.items()} for i in range(count))
-        return torch.stack([one(member, tokens, positions) for member in members])
 
-    return in_turns
+def one_member(model: nn.Module, method: Literal["loss", "answers"]) -> Callable[..., Any]:
+    """The method as a function of one member's parameters and then of its own arguments."""
+    called = _Method(model, method)
+
+    def one(parameters: Parameters, *arguments: Tensor) -> Any:
+        return torch.func.functional_call(called, {f"model.{k}": p for k, p in parameters.items()}, arguments)
+
+    return one
+
+
+def stacks(model: nn.Module) -> bool:
+    """Whether one call of vmap can run all members."""
+    return all(mixer.stacks for mixer in model.modules() if isinstance(mixer, Mixer))
+
+
+def every_member(model: nn.Module, method: Literal["loss", "answers"]) -> Callable[..., Any]:
+    """The method of all members for the same tokens [B, N], positions and targets [B, Q]: each result [M, B, Q]."""
+    one = one_member(model, method)
+    together = torch.func.vmap(one, in_dims=(0, None, None, None))
+
+    def call(parameters: Parameters, *arguments: Tensor) -> Any:
+        if stacks(model) and arguments[0].device.type == "cpu":
+            return together(parameters, *arguments)
+        results = [one(own, *arguments) for own in each(parameters)]
+        return torch.stack(results) if method == "loss" else tuple(map(torch.stack, zip(*results, strict=True)))
+
+    return call
+
+
+def each(parameters: Parameters) -> list[Parameters]:
+    """The members' own slices of stacked parameters."""
+    count = len(next(iter(parameters.values())))
+    return [{name: p[i] for name, p in parameters.items()} for i in range(count)]
+
+
+def leaves(parameters: Parameters) -> Parameters:
+    """The same memory, to be differentiated by."""
+    return {name: p.detach().requires_grad_() for name, p in parameters.items()}
 
 
 class AdamW(NamedTuple):
@@ -50,18 +86,26 @@ class AdamW(NamedTuple):
     parameters: Parameters
     mean: Parameters  # m, the running mean of gradients
     square: Parameters  # v, the running mean of squared gradients
+    steps: Tensor  # [M, number of parameters], how many have been taken, as torch wants it
     weight_decay: float
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
 
     @torch.no_grad()
-    def step(self, gradients: Sequence[Tensor], learning_rate: Tensor, t: int) -> None:
-        """Step number `t`, from 1, in place; `gradients` in the order of `parameters`, `learning_rate` [M]."""
-        bias1, bias2 = 1 - self.beta1**t, 1 - self.beta2**t
-        for (name, p), g in zip(self.parameters.items(), gradients, strict=True):
-            m, v = self.mean[name], self.square[name]
-            m.lerp_(g, 1 - self.beta1)
-            v.mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2)
-            direction = (m / bias1) / ((v / bias2).sqrt_().add_(self.eps)) + self.weight_decay * p
-            p.sub_(learning_rate.view(-1, *[1] * (p.ndim - 1)) * direction)
+    def step(self, i: int, gradients: Sequence[Tensor], learning_rate: Tensor) -> None:
+        """One step of member `i`, in place; `gradients` in the order of `parameters`, `learning_rate` a number."""
+        own = {name: [t[i] for t in getattr(self, name).values()] for name in ("parameters", "mean", "square")}
+        adamw(
+            own["parameters"],
+            [g.contiguous() for g in gradients],
+            own["mean"],
+            own["square"],
+            [],
+            list(self.steps[i].unbind()),
+            fused=True,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=learning_rate,
+            weight_decay=self.weight_decay,
+            eps=1e-8,
+            maximize=False,
+        )

@@ -3,18 +3,28 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from models import build_model
-from recallbench.config import Run
+from models import LanguageModel, build_model
+from recallbench.config import Run, TrainConfig
 from recallbench.interrupt import Stopped, StopRequest
-from recallbench.members import AdamW, Parameters, every_member, stack
+from recallbench.members import AdamW, Parameters, each, every_member, leaves, one_member, stack, stacks
+from recallbench.replay import Replay
 from recallbench.task import IGNORED, Examples, generator
+
+
+class Batch(NamedTuple):
+    """Rows of one segment."""
+
+    tokens: Tensor  # [B, N]
+    positions: Tensor  # [B, Q]
+    targets: Tensor  # [B, Q]
+    share: Tensor  # [B, Q], of each question in the mean
 
 
 @dataclass
@@ -56,21 +66,24 @@ class Training:
                 torch.manual_seed(run.seed)
                 models.append(build_model(run.model))
         self.model, parameters = stack(models, device)
-        self.logits = every_member(self.model)
         self.optimizer = AdamW(
             parameters,
             {name: torch.zeros_like(p) for name, p in parameters.items()},
             {name: torch.zeros_like(p) for name, p in parameters.items()},
+            torch.zeros(len(runs), len(parameters), device=device),
             self.train.weight_decay,
         )
         self.step = 0
         self.seconds = 0.0
+        self.rates = torch.zeros(len(runs), device=device)
         self.epoch_loss = torch.zeros(len(runs), device=device)
         self.diverged_at = torch.full((len(runs),), -1, device=device)
         if checkpoints:
             self._restore(checkpoints)
-        for parameter in parameters.values():
-            parameter.requires_grad_()
+        self.replay = None
+        if device.type == "cuda" and isinstance(self.model, LanguageModel) and stacks(self.model):
+            self.replay = Replay(device, len(runs))
+            self.model.generate_code()
 
         self.segments = first.task.examples("train", device)
         self.validation = first.task.examples("validation", device)
@@ -95,11 +108,11 @@ class Training:
             # The log tells the epoch, since a checkpoint may lie between its last step and its end.
             epoch = len(self.members[0].log)
             done = self.step - epoch * len(self.batches)
-            rates = self._learning_rates(epoch)
+            self.rates.copy_(self._learning_rates(epoch))
             order = self._order(epoch)
             for segment, rows in order[done:]:
                 started = time.monotonic()
-                self._train_step(segment, rows, rates)
+                self._train_step(segment, rows)
                 now = time.monotonic()
                 self.seconds += now - started
                 if stop.made or now - saved_at > checkpoint_seconds:
@@ -108,30 +121,59 @@ class Training:
                 if stop.made:
                     raise Stopped
             started = time.monotonic()
-            self._end_epoch(epoch, rates, tell)
+            self._end_epoch(epoch, tell)
             self.seconds += time.monotonic() - started
             self._retire(epoch, end)
 
-    def _train_step(self, segment: int, rows: Tensor, rates: Tensor) -> None:
-        batch = self.segments[segment]
-        parameters = self.optimizer.parameters
-        losses = self._losses(batch, rows)
-        gradients = torch.autograd.grad(losses.sum(), list(parameters.values()))
+    def _train_step(self, segment: int, rows: Tensor) -> None:
         self.step += 1
-        self.optimizer.step(gradients, rates, self.step)
-        # Nothing here waits for the device: a loss that is not finite is noted, and acted on at the end of the epoch.
-        losses = losses.detach()
+        if self.replay is None:
+            self._all_members(segment, rows)
+        else:
+            self.replay(segment, lambda rows: self._all_members(segment, rows), rows)
+
+    def _all_members(self, segment: int, rows: Tensor) -> None:
+        """One step of every member, every result written in place and nothing that waits for the device.
+
+        A loss that is not finite is noted, and acted on at the end of the epoch.
+        """
+        examples = self.segments[segment]
+        targets = examples.targets[rows]
+        asked = targets != IGNORED
+        batch = Batch(examples.tokens[rows], examples.positions[rows], targets, asked / asked.sum())
+        if self.device.type == "cpu" and stacks(self.model):
+            losses = self._together(batch)
+        else:
+            losses = torch.stack([self._alone(i, batch) for i in range(len(self.members))])
+        if self.replay is not None:
+            self.replay.join()
         self.epoch_loss += losses
         broke = ~losses.isfinite() & (self.diverged_at < 0)
-        self.diverged_at = torch.where(broke, self.step, self.diverged_at)
+        self.diverged_at.copy_(torch.where(broke, self.optimizer.steps[:, 0].to(torch.int64), self.diverged_at))
 
-    def _losses(self, batch: Examples, rows: Tensor) -> Tensor:
-        """The mean cross-entropy of each member over the asked positions of some rows: [M]."""
-        targets = batch.targets[rows]
-        logits = self.logits(self.optimizer.parameters, batch.tokens[rows], batch.positions[rows])  # [M, B, Q, vocab]
-        return torch.func.vmap(lambda x: F.cross_entropy(x.flatten(0, 1), targets.flatten(), ignore_index=IGNORED))(
-            logits
-        )
+    def _together(self, batch: Batch) -> Tensor:
+        """A step of all members through vmap: the loss of each before it, [M]."""
+        parameters = leaves(self.optimizer.parameters)
+        with self._autocast():
+            losses = every_member(self.model, "loss")(parameters, *batch[:3])
+        losses = (losses * batch.share).sum((1, 2))
+        gradients = torch.autograd.grad(losses.sum(), list(parameters.values()))
+        for i in range(len(self.members)):
+            self.optimizer.step(i, [g[i] for g in gradients], self.rates[i])
+        return losses.detach()
+
+    def _alone(self, i: int, batch: Batch) -> Tensor:
+        """A step of member `i` by itself: its loss before it, []."""
+        with nullcontext() if self.replay is None else self.replay.branch(i):
+            parameters = leaves(each(self.optimizer.parameters)[i])
+            with self._autocast():
+                losses = one_member(self.model, "loss")(parameters, *batch[:3])
+            loss = (losses * batch.share).sum()
+            self.optimizer.step(i, torch.autograd.grad(loss, list(parameters.values())), self.rates[i])
+            return loss.detach()
+
+    def _autocast(self) -> torch.autocast:
+        return autocast(self.train, self.device)
 
     def _learning_rates(self, epoch: int) -> Tensor:
         """[M], on a cosine over epochs from each member's own rate to 0."""
@@ -147,8 +189,10 @@ class Training:
         batches = [self.batches[i] for i in torch.randperm(len(self.batches), generator=random).tolist()]
         return [(segment, shuffled[segment][b * B : (b + 1) * B]) for segment, b in batches]
 
-    def _end_epoch(self, epoch: int, rates: Tensor, tell: Callable[[Run, list[dict[str, Any]]], None]) -> None:
-        metrics, _ = evaluate(self.logits, self.optimizer.parameters, self.validation, self.train.batch_size)
+    def _end_epoch(self, epoch: int, tell: Callable[[Run, list[dict[str, Any]]], None]) -> None:
+        with self._autocast():
+            answers = every_member(self.model, "answers")
+            metrics, _ = evaluate(answers, self.optimizer.parameters, self.validation, self.train.batch_size)
         losses = (self.epoch_loss / len(self.batches)).tolist()
         self.epoch_loss.zero_()
         for i, member in enumerate(self.members):
@@ -156,7 +200,7 @@ class Training:
                 "epoch": epoch + 1,
                 "epochs": self.train.epochs,
                 "step": self.step,
-                "learning_rate": rates[i].item(),
+                "learning_rate": self.rates[i].item(),
                 "train_loss": losses[i],
                 "validation_loss": metrics[i]["loss"],
                 "validation_accuracy": metrics[i]["accuracy"],
@@ -197,21 +241,22 @@ class Training:
     def _keep(self, staying: list[int]) -> None:
         index = torch.tensor(staying, dtype=torch.int64, device=self.device)
         self.members = [self.members[i] for i in staying]
-        self.epoch_loss, self.diverged_at = self.epoch_loss[index], self.diverged_at[index]
-        tables = [
-            {name: tensor.detach()[index] for name, tensor in table.items()}
+        self.rates, self.epoch_loss = self.rates[index], self.epoch_loss[index]
+        self.diverged_at = self.diverged_at[index]
+        parameters, mean, square = (
+            {name: tensor[index] for name, tensor in table.items()}
             for table in (self.optimizer.parameters, self.optimizer.mean, self.optimizer.square)
-        ]
-        for parameter in tables[0].values():
-            parameter.requires_grad_()
-        self.optimizer = self.optimizer._replace(parameters=tables[0], mean=tables[1], square=tables[2])
+        )
+        self.optimizer = AdamW(parameters, mean, square, self.optimizer.steps[index], self.train.weight_decay)
+        if self.replay is not None:  # what was recorded knows the old tensors
+            self.replay = Replay(self.device, len(staying))
 
     def _save(self, save: Callable[[Run, dict[str, Any]], None]) -> None:
         """A checkpoint for each member alone, so that it can go on in any company."""
         for i, member in enumerate(self.members):
             tables = (self.optimizer.parameters, self.optimizer.mean, self.optimizer.square)
             parameters, mean, square = (
-                {name: tensor.detach()[i].cpu().clone() for name, tensor in table.items()} for table in tables
+                {name: tensor[i].cpu().clone() for name, tensor in table.items()} for table in tables
             )
             checkpoint = {
                 "step": self.step,
@@ -230,6 +275,7 @@ class Training:
         self.seconds = max(c["seconds"] for c in checkpoints)
         self.epoch_loss = torch.tensor([c["epoch_loss"] for c in checkpoints], device=self.device)
         self.diverged_at = torch.tensor([c["diverged_at"] for c in checkpoints], device=self.device)
+        self.optimizer.steps.fill_(self.step)
         for name in ("parameters", "mean", "square"):
             for key, tensor in getattr(self.optimizer, name).items():
                 tensor.copy_(torch.stack([c[name][key] for c in checkpoints]))
@@ -237,14 +283,23 @@ class Training:
             member.log = checkpoint["log"]
 
 
+def autocast(train: TrainConfig, device: torch.device) -> torch.autocast:
+    """The precision of matrix products; parameters, optimiser and sums stay in float32."""
+    return torch.autocast(device.type, torch.bfloat16, train.precision == "bfloat16", cache_enabled=False)
+
+
 @torch.no_grad()
+@torch.compiler.set_stance("force_eager")  # a few batches of shapes of their own would not pay for compiling
 def evaluate(
-    logits: Callable[[Parameters, Tensor, Tensor], Tensor],
+    answers: Callable[[Parameters, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
     parameters: Parameters,
     slices: Sequence[Examples],
     batch_size: int,
 ) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]:
-    """Accuracy and loss of every member, overall and by slice: means over examples of the mean over their questions."""
+    """Accuracy and loss of every member, overall and by slice: means over examples of the mean over their questions.
+
+    `answers`: from stacked parameters, tokens, positions and targets to losses and answers, [M, B, Q] each.
+    """
     table = []  # a row a slice: [2, M]
     for examples in slices:
         sums: list[Tensor] = []
@@ -252,13 +307,11 @@ def evaluate(
             *(t.split(batch_size) for t in (examples.tokens, examples.positions, examples.targets)), strict=True
         )
         for tokens, positions, targets in batches:
-            x = logits(parameters, tokens, positions).float()  # [M, B, Q, vocab]
+            losses, answered = answers(parameters, tokens, positions, targets)
             asked = targets != IGNORED
             share = asked / asked.sum(1, keepdim=True).clamp_min(1)
-            right = (x.argmax(-1) == targets) * share
-            answers = targets.clamp_min(0).expand(x.shape[:-1])[..., None]
-            loss = (x.logsumexp(-1) - x.gather(-1, answers)[..., 0]) * share
-            sums.append(torch.stack([right.sum((1, 2)), loss.sum((1, 2))]))
+            right = (answered == targets) * share
+            sums.append(torch.stack([right.sum((1, 2)), (losses * share).sum((1, 2))]))
         table.append(torch.stack(sums).sum(0))
     sizes = [len(examples) for examples in slices]
     totals = torch.stack(table).double().cpu()  # [slices, 2, M]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kernels.linear_attention import linear_attention, linear_attention_step
 from models.mixer import Mixer, accumulation_dtype
+from models.projections import project
 from models.settings import SettingError
 
 EPS = 1e-6
@@ -56,8 +57,8 @@ class CosFormer(Mixer):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self._project(x, torch.zeros(1, dtype=torch.int64, device=x.device))
-        y, _ = linear_attention(q, k, v, _as_they_are, _products)
-        return self._output(y)
+        y, z, _ = linear_attention(q, k, v, _as_they_are, _products, sums=True)
+        return self._output(y, z)
 
     def init_state(self, batch_size, *, max_length=None, dtype=None, device=None) -> CosFormerState:
         like = self.like_parameters(dtype, device)
@@ -67,36 +68,37 @@ class CosFormer(Mixer):
 
     def prefill(self, x: Tensor, state: CosFormerState) -> tuple[Tensor, CosFormerState]:
         q, k, v = self._project(x, state.position)
-        y, final_state = linear_attention(q, k, v, _as_they_are, _products, state.memory)
+        y, z, final_state = linear_attention(q, k, v, _as_they_are, _products, state.memory, sums=True)
         memory = final_state().to(state.memory.dtype)
-        return self._output(y), CosFormerState(memory, state.position + x.shape[1])
+        return self._output(y, z), CosFormerState(memory, state.position + x.shape[1])
 
     def step(self, x: Tensor, state: CosFormerState) -> tuple[Tensor, CosFormerState]:
         q, k, v = (t.squeeze(2) for t in self._project(x.unsqueeze(1), state.position))
-        y, memory = linear_attention_step(q, k, v, state.memory)
-        return self._output(y.unsqueeze(2)).squeeze(1), CosFormerState(memory, state.position + 1)
+        y, z, memory = linear_attention_step(q, k, v, state.memory, sums=True)
+        return self._output(y.unsqueeze(2), z).squeeze(1), CosFormerState(memory, state.position + 1)
 
     def state_bytes(self, length: int, dtype: torch.dtype) -> int:
         memory = 2 * self.feature_dim * (self.d_model + self.num_heads)
         return memory * dtype.itemsize + torch.int64.itemsize
 
     def _project(self, x: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features of queries and keys [B, H, N, 2 K], values and a one [B, H, N, V + 1]; `start` [B or 1] of `x`."""
+        """Features of queries and keys [B, H, N, 2 K], values [B, H, N, V]; `start` [B or 1] of `x`."""
         q, k, v = (
-            proj(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
+            t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for t in project(x, self.q_proj, self.k_proj, self.v_proj)
         )
         position = start.unsqueeze(-1) + torch.arange(x.shape[1], device=x.device)  # [B or 1, N]
         # Whole turns of the circle go out as integers, before rounding.
         angle = (position % (4 * self.horizon)).to(accumulation_dtype(x.dtype)) * (math.pi / 2 / self.horizon)
         cos, sin = (t.to(x.dtype)[:, None, :, None] for t in (angle.cos(), angle.sin()))  # [B or 1, 1, N, 1]
         q, k = (torch.cat([F.relu(t) * cos, F.relu(t) * sin], dim=-1) for t in (q, k))
-        return q, k, F.pad(v, (0, 1), value=1.0)
+        return q, k, v
 
-    def _output(self, y: Tensor) -> Tensor:
-        """Normalise [B, H, N, V + 1] by its last column, join the heads, project: [B, N, D]."""
-        wide = y.to(accumulation_dtype(y.dtype))
-        y = (wide[..., :-1] / wide[..., -1:].clamp_min(EPS)).to(y.dtype)
+    def _output(self, y: Tensor, z: Tensor | None) -> Tensor:
+        """Normalise [B, H, N, V] by the sums of similarities [B, H, N], join the heads, project: [B, N, D]."""
+        assert z is not None  # it was asked for
+        wide = accumulation_dtype(y.dtype)
+        y = (y.to(wide) / z.to(wide).clamp_min(EPS).view(*y.shape[:-1], 1)).to(y.dtype)
         return self.o_proj(y.transpose(1, 2).flatten(-2))
 
 

@@ -7,13 +7,13 @@ arXiv 2402.18668, section 4.1.
 """
 
 import torch
-import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from kernels.linear_attention import linear_attention, linear_attention_step
 from models.feature_maps import build_feature_map
 from models.mixer import Mixer, accumulation_dtype
+from models.projections import project
 from models.settings import SettingError
 
 EPS = 1e-6
@@ -23,7 +23,7 @@ EPS = 1e-6
 class LinearAttention(Mixer):
     """Multi-head linear attention with a feature map from `models.feature_maps`.
 
-    The normaliser z is the last column of the state: values are extended by a one, so S and z are one tensor.
+    The normaliser z is the last column of the state, so that S and z are one tensor.
 
     **Arguments:** `feature_dim` K, the head width of queries and keys before phi; `num_heads` H, which divides
     `d_model`; `feature_map`: its name.
@@ -50,8 +50,8 @@ class LinearAttention(Mixer):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self._project(x)
-        y, _ = linear_attention(q, k, v, self.phi, self.phi.similarity)
-        return self._output(y)
+        y, z, _ = linear_attention(q, k, v, self.phi, self.phi.similarity, sums=self.phi.positive)
+        return self._output(y, z)
 
     def init_state(self, batch_size, *, max_length=None, dtype=None, device=None) -> Tensor:
         shape = (batch_size, self.num_heads, self.phi.expanded_dim, self.state_width)
@@ -59,28 +59,28 @@ class LinearAttention(Mixer):
 
     def prefill(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         q, k, v = self._project(x)
-        y, final_state = linear_attention(q, k, v, self.phi, self.phi.similarity, state)
-        return self._output(y), final_state().to(state.dtype)
+        y, z, final_state = linear_attention(q, k, v, self.phi, self.phi.similarity, state, sums=self.phi.positive)
+        return self._output(y, z), final_state().to(state.dtype)
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         q, k, v = (t.squeeze(2) for t in self._project(x.unsqueeze(1)))
-        y, state = linear_attention_step(self.phi(q), self.phi(k), v, state)
-        return self._output(y.unsqueeze(2)).squeeze(1), state
+        y, z, state = linear_attention_step(self.phi(q), self.phi(k), v, state, sums=self.phi.positive)
+        return self._output(y.unsqueeze(2), None if z is None else z.unsqueeze(2)).squeeze(1), state
 
     def state_bytes(self, length: int, dtype: torch.dtype) -> int:
         return self.num_heads * self.phi.expanded_dim * self.state_width * dtype.itemsize
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys [B, H, N, K], values [B, H, N, V] or, where phi is positive, [B, H, N, V + 1]."""
+        """Queries and keys [B, H, N, K], values [B, H, N, V]."""
         q, k, v = (
-            proj(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
+            t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for t in project(x, self.q_proj, self.k_proj, self.v_proj)
         )
-        return q, k, F.pad(v, (0, 1), value=1.0) if self.phi.positive else v
+        return q, k, v
 
-    def _output(self, y: Tensor) -> Tensor:
-        """Normalise [B, H, N, V + 1] by its last column, join the heads, project: [B, N, D]."""
-        if self.phi.positive:
-            wide = y.to(accumulation_dtype(y.dtype))
-            y = (wide[..., :-1] / (wide[..., -1:] + EPS)).to(y.dtype)
+    def _output(self, y: Tensor, z: Tensor | None) -> Tensor:
+        """Normalise [B, H, N, V] by the sums of similarities [B, H, N, 1], join the heads, project: [B, N, D]."""
+        if z is not None:
+            wide = accumulation_dtype(y.dtype)
+            y = (y.to(wide) / (z.to(wide) + EPS)).to(y.dtype)
         return self.o_proj(y.transpose(1, 2).flatten(-2))

@@ -179,9 +179,9 @@ def test_members_share_the_performer_draw():
     tokens = torch.randint(16, (3, 20))
     positions = torch.arange(20).expand(3, 20)
     skeleton, parameters = stack(models, torch.device("cpu"))
-    logits = every_member(skeleton)(parameters, tokens, positions)
-    for member, alone in zip(logits, models, strict=True):
-        torch.testing.assert_close(member, alone(tokens))
+    losses = every_member(skeleton, "loss")(parameters, tokens, positions, tokens)
+    for member, alone in zip(losses, models, strict=True):
+        torch.testing.assert_close(member, alone.loss(tokens, positions, tokens))
 
 
 @pytest.mark.parametrize("name", ["rebased", "hedgehog", "performer"])

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from models import MIXERS, build_model
 
 D, S = 24, 6
-TOLERANCE = {torch.float32: 1e-6, torch.float64: 3e-7}
+TOLERANCE = {torch.float32: 2e-6, torch.float64: 3e-7}
 """Relative. transformers rounds A, B and C to float32 whatever its weights are, so float64 gains but one digit."""
 
 

@@ -20,6 +20,13 @@ def logits(parameters, tokens, positions):
     return torch.sin(read[None, ..., None] * parameters["scale"][:, None, None, None] + torch.arange(VOCABULARY))
 
 
+def answers(parameters, tokens, positions, targets):
+    x = logits(parameters, tokens, positions)
+    own = targets.clamp_min(0).expand(x.shape[:-1])[..., None]
+    losses = x.logsumexp(-1) - x.gather(-1, own)[..., 0]
+    return torch.where(targets != IGNORED, losses, 0), x.argmax(-1)
+
+
 def by_hand(parameters, slices):
     table = []
     for examples in slices:
@@ -52,7 +59,7 @@ def test_metrics_are_means_of_means(sizes, batch_size, seed):
         targets[:, 1:][torch.rand(n, Q - 1, generator=random) < 0.4] = IGNORED  # ragged: some rows ask less
         slices.append(Examples(tokens, positions, targets, {"number": i}))
     parameters = {"scale": torch.tensor([0.3, 1.7])}
-    overall, by_slice = evaluate(logits, parameters, slices, batch_size)
+    overall, by_slice = evaluate(answers, parameters, slices, batch_size)
     for i, (accuracy, loss) in enumerate(by_hand(parameters, slices)):
         assert overall[i] == pytest.approx({"accuracy": accuracy, "loss": loss}, rel=1e-5, abs=1e-7)
     for examples, *of_members in zip(slices, *by_slice, strict=True):
@@ -63,6 +70,6 @@ def test_metrics_are_means_of_means(sizes, batch_size, seed):
 
 def test_a_loss_that_is_not_finite_is_none():
     examples = Examples(torch.ones(2, 3, dtype=torch.int64), *torch.tensor([[[2], [2]], [[1], [1]]]), {"number": 0})
-    overall, by_slice = evaluate(logits, {"scale": torch.tensor([0.5, math.inf])}, [examples], 2)
+    overall, by_slice = evaluate(answers, {"scale": torch.tensor([0.5, math.inf])}, [examples], 2)
     assert overall[0]["loss"] > 0
     assert overall[1]["loss"] is by_slice[1][0]["loss"] is None

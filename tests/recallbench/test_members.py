@@ -63,7 +63,8 @@ def test_adamw_is_that_of_torch_for_every_member(rates, weight_decay, dtype, sca
     M, shapes = len(rates), {"matrix": (5, 3), "vector": (4,), "scalar": ()}
     parameters = {name: torch.randn(M, *shape, dtype=dtype) for name, shape in shapes.items()}
     zeros = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    ours = AdamW(copy.deepcopy(parameters), copy.deepcopy(zeros), copy.deepcopy(zeros), weight_decay)
+    steps = torch.zeros(M, len(shapes))
+    ours = AdamW(copy.deepcopy(parameters), copy.deepcopy(zeros), copy.deepcopy(zeros), steps, weight_decay)
     theirs = [{name: p[i].clone().requires_grad_() for name, p in parameters.items()} for i in range(M)]
     optimizers = [
         torch.optim.AdamW(table.values(), lr=rate, weight_decay=weight_decay)
@@ -72,7 +73,8 @@ def test_adamw_is_that_of_torch_for_every_member(rates, weight_decay, dtype, sca
     for t in range(1, 9):
         gradients = {name: scale * torch.randn_like(p) for name, p in parameters.items()}
         changing = [rate / t for rate in rates]  # a schedule, as in training
-        ours.step(list(gradients.values()), torch.tensor(changing, dtype=dtype), t)
+        for i, rate in enumerate(torch.tensor(changing, dtype=dtype)):
+            ours.step(i, [g[i] for g in gradients.values()], rate)
         for i, optimizer in enumerate(optimizers):
             optimizer.param_groups[0]["lr"] = changing[i]
             for name, parameter in theirs[i].items():

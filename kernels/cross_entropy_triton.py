@@ -1,0 +1,187 @@
+"""Triton kernels for the cross-entropy of a linear head: attention over the vocabulary.
+
+The gradient of a row's loss is a softmax-weighted mean of rows of W less the target's, so the forward pass is that of
+attention with queries x and with W as keys and as values (Dao et al. 2022, arXiv 2205.14135): it goes once over W and
+leaves the loss, its logarithm of the sum and the row's gradient, [R, D]. The backward pass scales that gradient, and
+goes once over x for the gradient of W, the logits computed again.
+
+With R rows, D features and V tokens: 4 R V D operations forward and 4 R V D backward, of 2 R V D each at least for the
+logits alone; bytes are those of x, W and their gradients, as the R V logits stay on the chip.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+MAX_WIDTH = {torch.bfloat16: 512, torch.float16: 512, torch.float32: 256}
+"""The largest D whose rows the kernels hold on the chip, by the dtype of the products."""
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _forward(
+    x_ptr, w_ptr, target_ptr, loss_ptr, lse_ptr, dx_ptr, answer_ptr,
+    R, V,
+    D: tl.constexpr, BR: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr,
+    GRADIENT: tl.constexpr, ANSWER: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """BR rows against all of W, BV tokens at a time. Logarithms are to base 2, where the hardware's exponential is."""
+    r = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
+    d = tl.arange(0, BD)
+    x = tl.load(x_ptr + r[:, None] * D + d, mask=(r < R)[:, None] & (d < D), other=0.0)
+    high = tl.full([BR], -float("inf"), tl.float32)
+    total = tl.zeros([BR], tl.float32)
+    mean = tl.zeros([BR, BD], tl.float32)
+    best = tl.zeros([BR], tl.int64)
+    for first in range(0, V, BV):
+        v = first + tl.arange(0, BV)
+        w = tl.load(w_ptr + v[:, None] * D + d, mask=(v < V)[:, None] & (d < D), other=0.0)
+        z = tl.dot(x, w.T, input_precision=PRECISION) * LOG2E  # [BR, BV]
+        z = tl.where((v < V)[None, :], z, -float("inf"))
+        if ANSWER:
+            here, at = tl.max(z, 1, return_indices=True)
+            best = tl.where(here > high, first + at, best)
+        higher = tl.maximum(high, tl.max(z, 1))
+        scale = tl.exp2(high - higher)
+        p = tl.exp2(z - higher[:, None])
+        total = total * scale + tl.sum(p, 1)
+        if GRADIENT:
+            mean = mean * scale[:, None] + tl.dot(p.to(w.dtype), w, input_precision=PRECISION)
+        high = higher
+    lse = high + tl.log2(total)
+    target = tl.load(target_ptr + r, mask=r < R, other=-1)
+    asked = target >= 0
+    own = tl.load(w_ptr + tl.where(asked, target, 0)[:, None] * D + d, mask=asked[:, None] & (d < D), other=0.0)
+    answer_logit = tl.sum(x.to(tl.float32) * own.to(tl.float32), 1)
+    tl.store(loss_ptr + r, tl.where(asked, lse / LOG2E - answer_logit, 0.0), mask=r < R)
+    if ANSWER:
+        tl.store(answer_ptr + r, best, mask=r < R)
+    if GRADIENT:
+        tl.store(lse_ptr + r, lse, mask=r < R)
+        dx = tl.where(asked[:, None], mean / total[:, None] - own.to(tl.float32), 0.0)
+        tl.store(dx_ptr + r[:, None] * D + d, dx.to(dx_ptr.dtype.element_ty), mask=(r < R)[:, None] & (d < D))
+
+
+@triton.jit
+def _weight_gradient(
+    x_ptr, w_ptr, target_ptr, lse_ptr, dloss_ptr, dw_ptr,
+    R, V,
+    D: tl.constexpr, BR: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """BV tokens against all rows, BR at a time: dW_v = sum over r of dloss_r (softmax_rv - [v is r's target]) x_r."""
+    v = tl.program_id(0) * BV + tl.arange(0, BV)
+    d = tl.arange(0, BD)
+    w = tl.load(w_ptr + v[:, None] * D + d, mask=(v < V)[:, None] & (d < D), other=0.0)
+    dw = tl.zeros([BV, BD], tl.float32)
+    # What belongs to the rows alone is loaded one round ahead, since the compiler does so only for products' operands.
+    r = tl.arange(0, BR)
+    target = tl.load(target_ptr + r, mask=r < R, other=-1)
+    lse = tl.load(lse_ptr + r, mask=r < R, other=0.0)
+    dloss = tl.load(dloss_ptr + r, mask=r < R, other=0.0)
+    for first in range(0, R, BR):
+        r = first + tl.arange(0, BR)
+        x = tl.load(x_ptr + r[:, None] * D + d, mask=(r < R)[:, None] & (d < D), other=0.0)
+        ahead = r + BR
+        next_target = tl.load(target_ptr + ahead, mask=ahead < R, other=-1)
+        next_lse = tl.load(lse_ptr + ahead, mask=ahead < R, other=0.0)
+        next_dloss = tl.load(dloss_ptr + ahead, mask=ahead < R, other=0.0)
+        dloss = tl.where(target >= 0, dloss, 0.0)
+        z = tl.dot(w, x.T, input_precision=PRECISION) * LOG2E  # [BV, BR]
+        p = tl.exp2(z - lse[None, :]) * dloss[None, :]
+        p = tl.where(v[:, None] == target[None, :], p - dloss[None, :], p)
+        dw += tl.dot(p.to(x.dtype), x, input_precision=PRECISION)
+        target, lse, dloss = next_target, next_lse, next_dloss
+    tl.store(dw_ptr + v[:, None] * D + d, dw, mask=(v < V)[:, None] & (d < D))
+
+
+@torch.library.custom_op("recallbench::cross_entropy_forward", mutates_args=())
+def _cross_entropy_forward(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss, the logarithm of the sum to base 2, and the gradient of the loss by the row: [R], [R], [R, D]."""
+    x, weight, targets = x.contiguous(), weight.contiguous(), targets.contiguous()
+    (R, D), V = x.shape, weight.shape[0]
+    loss, lse = x.new_empty(R, dtype=torch.float32), x.new_empty(R, dtype=torch.float32)
+    dx = torch.empty_like(x)
+    blocks = _blocks(D, x.dtype, passed=128)
+    want = {"GRADIENT": True, "ANSWER": False}
+    if R:
+        _forward[(triton.cdiv(R, blocks["BR"]),)](x, weight, targets, loss, lse, dx, None, R, V, **want, **blocks)
+    return loss, lse, dx
+
+
+@_cross_entropy_forward.register_fake
+def _(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    rows = x.new_empty(len(x), dtype=torch.float32)
+    return rows, torch.empty_like(rows), torch.empty_like(x)
+
+
+@torch.library.custom_op("recallbench::cross_entropy_weight_gradient", mutates_args=())
+def _cross_entropy_weight_gradient(x: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, dloss: Tensor) -> Tensor:
+    """The gradient of W by the losses' own gradients `dloss` [R]: [V, D], in float32."""
+    x, weight, targets, dloss = (t.contiguous() for t in (x, weight, targets, dloss))
+    (R, D), V = x.shape, weight.shape[0]
+    dw = torch.empty_like(weight, dtype=torch.float32)
+    blocks = _blocks(D, x.dtype, passed=64)
+    blocks["BR"], blocks["BV"] = blocks["BV"], blocks["BR"]
+    _weight_gradient[(triton.cdiv(V, blocks["BV"]),)](x, weight, targets, lse, dloss, dw, R, V, **blocks)
+    return dw
+
+
+@_cross_entropy_weight_gradient.register_fake
+def _(x: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, dloss: Tensor) -> Tensor:
+    return torch.empty_like(weight, dtype=torch.float32)
+
+
+def _save(ctx, inputs, output) -> None:
+    x, weight, targets = inputs
+    _, lse, dx = output
+    ctx.mark_non_differentiable(lse, dx)
+    ctx.save_for_backward(x, weight, targets, lse, dx)
+
+
+def _backward(ctx, dloss: Tensor, *unused: Tensor) -> tuple[Tensor, Tensor, None]:
+    x, weight, targets, lse, dx = ctx.saved_tensors
+    dw = _cross_entropy_weight_gradient(x, weight, targets, lse, dloss)
+    return (dloss.unsqueeze(-1) * dx).to(x.dtype), dw.to(weight.dtype), None
+
+
+_cross_entropy_forward.register_autograd(_backward, setup_context=_save)
+
+
+def fused_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """The losses [R] of `x` [R, D] and `weight` [V, D] of one dtype, D <= MAX_WIDTH[dtype], by `targets` [R].
+
+    A negative target asks for nothing.
+    """
+    return _cross_entropy_forward(x, weight, targets)[0]
+
+
+@torch.no_grad()
+def fused_answers(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The losses [R] and the tokens of the largest logits [R], the first of those that are equal."""
+    x, weight = x.contiguous(), weight.contiguous()
+    (R, D), V = x.shape, weight.shape[0]
+    loss = x.new_empty(R, dtype=torch.float32)
+    answer = torch.empty_like(targets)
+    targets, blocks = targets.contiguous(), _blocks(D, x.dtype, passed=128)
+    want = {"GRADIENT": False, "ANSWER": True}
+    if R:
+        _forward[(triton.cdiv(R, blocks["BR"]),)](x, weight, targets, loss, None, None, answer, R, V, **want, **blocks)
+    return loss, answer
+
+
+def _blocks(D: int, dtype: torch.dtype, passed: int) -> dict[str, Any]:
+    """Block sizes and the compiler's options, measured on an H100; a kernel keeps BR rows and goes over BV tokens.
+
+    `passed`: how many tokens at a time where D is at most 128.
+    """
+    BD = max(16, triton.next_power_of_2(D))
+    if dtype == torch.float32:  # three tf32 products reach float32, and take twice the memory on the chip
+        return {"D": D, "BR": 64, "BV": 32, "BD": BD, "PRECISION": "tf32x3", "num_warps": 8, "num_stages": 2}
+    BV, num_warps, num_stages = (passed, 4, 3) if BD <= 128 else (64 if BD <= 256 else 32, 8, 2)
+    return {
+        "D": D, "BR": 64, "BV": BV, "BD": BD, "PRECISION": "ieee", "num_warps": num_warps, "num_stages": num_stages
+    }  # fmt: skip
