@@ -105,7 +105,7 @@ def _cross_entropy_forward(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[
     (R, D), V = x.shape, weight.shape[0]
     loss, lse = x.new_empty(R, dtype=torch.float32), x.new_empty(R, dtype=torch.float32)
     dx = torch.empty_like(x)
-    blocks = _blocks(D, x.dtype, passed=128)
+    blocks = _blocks(R, D, x.dtype, passed=128)
     want = {"GRADIENT": True, "ANSWER": False}
     if R:
         _forward[(triton.cdiv(R, blocks["BR"]),)](x, weight, targets, loss, lse, dx, None, R, V, **want, **blocks)
@@ -124,7 +124,7 @@ def _cross_entropy_weight_gradient(x: Tensor, weight: Tensor, targets: Tensor, l
     x, weight, targets, dloss = (t.contiguous() for t in (x, weight, targets, dloss))
     (R, D), V = x.shape, weight.shape[0]
     dw = torch.empty_like(weight, dtype=torch.float32)
-    blocks = _blocks(D, x.dtype, passed=64)
+    blocks = _blocks(V, D, x.dtype, passed=64)
     blocks["BR"], blocks["BV"] = blocks["BV"], blocks["BR"]
     _weight_gradient[(triton.cdiv(V, blocks["BV"]),)](x, weight, targets, lse, dloss, dw, R, V, **blocks)
     return dw
@@ -166,22 +166,24 @@ def fused_answers(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, T
     (R, D), V = x.shape, weight.shape[0]
     loss = x.new_empty(R, dtype=torch.float32)
     answer = torch.empty_like(targets)
-    targets, blocks = targets.contiguous(), _blocks(D, x.dtype, passed=128)
+    targets, blocks = targets.contiguous(), _blocks(R, D, x.dtype, passed=128)
     want = {"GRADIENT": False, "ANSWER": True}
     if R:
         _forward[(triton.cdiv(R, blocks["BR"]),)](x, weight, targets, loss, None, None, answer, R, V, **want, **blocks)
     return loss, answer
 
 
-def _blocks(D: int, dtype: torch.dtype, passed: int) -> dict[str, Any]:
+def _blocks(count: int, D: int, dtype: torch.dtype, passed: int) -> dict[str, Any]:
     """Block sizes and the compiler's options, measured on an H100; a kernel keeps BR rows and goes over BV tokens.
 
-    `passed`: how many tokens at a time where D is at most 128.
+    `count`: of rows in all; few are cut finer, so that more programs share them. `passed`: how many tokens at a time
+    where D is at most 128.
     """
     BD = max(16, triton.next_power_of_2(D))
+    BR = 64 if count > 2048 else 16
     if dtype == torch.float32:  # three tf32 products reach float32, and take twice the memory on the chip
-        return {"D": D, "BR": 64, "BV": 32, "BD": BD, "PRECISION": "tf32x3", "num_warps": 8, "num_stages": 2}
+        return {"D": D, "BR": BR, "BV": 32, "BD": BD, "PRECISION": "tf32x3", "num_warps": 8, "num_stages": 2}
     BV, num_warps, num_stages = (passed, 4, 3) if BD <= 128 else (64 if BD <= 256 else 32, 8, 2)
     return {
-        "D": D, "BR": 64, "BV": BV, "BD": BD, "PRECISION": "ieee", "num_warps": num_warps, "num_stages": num_stages
+        "D": D, "BR": BR, "BV": BV, "BD": BD, "PRECISION": "ieee", "num_warps": num_warps, "num_stages": num_stages
     }  # fmt: skip

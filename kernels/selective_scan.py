@@ -9,21 +9,52 @@ never divided by, so that none can overflow. Work is 2 N steps, and the backward
 
 from collections.abc import Sequence
 from functools import reduce
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.selective_scan_triton import fused_selective_scan
+
 CHUNK = 16
 """Steps taken one after the other, for any N; larger chunks save no time and make a longer graph to compile."""
 
 
-def selective_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+def selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    state: Tensor,
+    backend: Literal["reference", "triton"] | None = None,
+) -> tuple[Tensor, Tensor]:
     """The parallel form. B and C are the paper's, so the batch is written as a dot here.
 
-    **Arguments:** `x`, `dt` [., N, E] of E channels, dt >= 0; `A` [E, S] < 0; `B`, `C` [., N, S]; `state` [., E, S].
+    **Arguments:** `x`, `dt` [., N, E] of E channels, dt >= 0; `A` [E, S] < 0; `B`, `C` [., N, S]; `state` [., E, S];
+    `backend`, by default Triton on a GPU, unless in float64, and the reference elsewhere.
     **Returns** outputs [., N, E] in the dtype of `x`, and the state after all N tokens, in float32 or wider.
     """
+    tensors = x, dt, A, B, C, state
+    if backend is None:
+        narrow = all(t.dtype != torch.float64 for t in tensors)
+        backend = "triton" if x.is_cuda and narrow else "reference"
+    if backend == "triton" and x.numel() > 0 and A.numel() > 0:
+        return fused_selective_scan(*tensors)
+    return _in_chunks(*tensors)
+
+
+def selective_scan_step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The recurrent form: x, dt [., E], B, C [., S], state [., E, S] -> output [., E], new state in its own dtype."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    dt, B, C = dt.to(wide), B.to(wide), C.to(wide)
+    h = torch.exp(dt.unsqueeze(-1) * A) * state.to(wide) + (dt * x).unsqueeze(-1) * B.unsqueeze(-2)
+    return (h @ C.unsqueeze(-1)).squeeze(-1).to(x.dtype), h.to(state.dtype)
+
+
+def _in_chunks(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The reference."""
     wide = torch.promote_types(x.dtype, torch.float32)
     h, N = state.to(wide), x.shape[1]
     if N == 0:
@@ -36,14 +67,6 @@ def selective_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state
     states = _scan(decay, update, torch.exp(dt.sum(0).unsqueeze(-1) * A), h)
     y = [(h @ c.unsqueeze(-1)).squeeze(-1) for h, c in zip(states, C.unbind(), strict=True)]  # C times [., n, E]
     return torch.stack(y, dim=2).flatten(1, 2)[:, :N].to(x.dtype), states[-1][:, -1].clone()
-
-
-def selective_scan_step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """The recurrent form: x, dt [., E], B, C [., S], state [., E, S] -> output [., E], new state in its own dtype."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    dt, B, C = dt.to(wide), B.to(wide), C.to(wide)
-    h = torch.exp(dt.unsqueeze(-1) * A) * state.to(wide) + (dt * x).unsqueeze(-1) * B.unsqueeze(-2)
-    return (h @ C.unsqueeze(-1)).squeeze(-1).to(x.dtype), h.to(state.dtype)
 
 
 def _chunks(t: Tensor, length: int, value: float = 0.0) -> Tensor:

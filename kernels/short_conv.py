@@ -4,8 +4,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.long_conv import long_conv
+
 MAX_SHIFTS = 8
-"""Up to this k a sum of shifted products, which a compiler joins with its neighbours; above it a library's routine."""
+"""Up to this k a sum of shifted products, which a compiler joins with its neighbours.
+
+Above it the library's routine, or on a GPU, where that is slow, the long convolution.
+"""
 
 
 def short_conv(x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor) -> tuple[Tensor, Tensor]:
@@ -21,6 +26,9 @@ def short_conv(x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor) -> 
     if k <= MAX_SHIFTS:
         y = sum(inputs[:, i : i + N] * weight[:, 0, i] for i in range(k))
         y = (y if bias is None else y + bias).to(x.dtype)
+    elif x.is_cuda:
+        y = long_conv(inputs, weight[:, 0].flip(-1).T)[:, k - 1 :]
+        y = y if bias is None else y + bias
     else:
         y = F.conv1d(inputs.transpose(1, 2), weight, bias, groups=x.shape[2]).transpose(1, 2)
     return y, inputs[:, N:].to(past.dtype, copy=True)

@@ -1,0 +1,350 @@
+"""Triton kernels for the selective scan of Mamba, forward and backward; `kernels/selective_scan.py` says what it is.
+
+A program owns one sequence and a block of channels with all their S states, which stay in registers from the first
+step to the last: decays and inputs [S, channels] are never in memory, as in the scan of Gu and Dao 2023, arXiv
+2312.00752, section 3.3.2. The forward pass saves the states that enter every tile of T steps. The backward pass takes
+the tiles from the last to the first, computes the T states of a tile again from the saved one, and then runs the
+adjoint recurrence
+
+    dh_t = C_t dy_t + a_{t+1} dh_{t+1},   a_t = exp(dt_t A),   p_t = dh_t a_t h_{t-1}
+    dx_t = dt_t (B_t . dh_t)              dB_t = sum over channels of dt_t x_t dh_t     dA = sum over t of dt_t p_t
+    ddt_t = x_t (B_t . dh_t) + A . p_t    dC_t = sum over channels of dy_t h_t          dstate = a_1 dh_1
+
+Sums over the channels of a block are made in registers, those over blocks, and over the batch for A, by a sum after the
+kernel, so that results do not vary from run to run.
+
+With b sequences, M = b N E and e bytes an element of x, the forward pass moves M (2 e + 4 + 4 S / T) bytes and does an
+exponential and 4 operations for each of M S states. The backward pass moves M (3 e + 8 + 4 S / T) bytes and
+16 b N S (E / block) for the sums over blocks, and does two exponentials, 16 operations and 2.5 exchanges between
+threads for each state. A multiprocessor that does 16 exponentials, 32 exchanges and 128 operations a clock is bound by
+instructions in both.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LOG2E = 1.4426950408889634
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+class Blocks(NamedTuple):
+    """How the work is cut; counts of channels are powers of two, and `unroll` divides `tile`."""
+
+    tile: int = 8
+    """T: the backward pass holds T + 1 states of its channels in registers."""
+    unroll: int = 4
+    """Steps of the forward pass whose inputs are under way at once."""
+    forward_channels: int = 64
+    forward_warps: int = 2
+    backward_channels: int = 32
+    """At most 128, and 128 / `backward_channels` at most the padded S."""
+    backward_registers: int | None = None
+    """A limit for each thread, by default the compiler's choice."""
+
+    def forward(self, E: int, S: int, keep: bool) -> dict[str, Any]:
+        """What `_forward` is compiled for."""
+        return {
+            "E": E, "S": S, "BS": _padded(S), "BE": self.forward_channels, "T": self.tile, "UNROLL": self.unroll,
+            "KEEP": keep, "num_warps": self.forward_warps,
+        }  # fmt: skip
+
+    def backward(self, E: int, S: int) -> dict[str, Any]:
+        """What `_backward` is compiled for."""
+        return {
+            "E": E, "S": S, "BS": _padded(S), "BE": self.backward_channels, "T": self.tile,
+            "num_warps": 1, "maxnreg": self.backward_registers,
+        }  # fmt: skip
+
+
+def blocks(S: int) -> Blocks:
+    """The cut for S states a channel: the one place that chooses it.
+
+    Forward, a thread has a channel to itself. Backward, a program is a warp, which spares it barriers, of 16 states a
+    thread as long as S is at most 64: with tiles of 8 they take all registers that a thread can have.
+    """
+    return Blocks(backward_channels=min(128, max(8, 512 // _padded(S))))
+
+
+def _padded(S: int) -> int:
+    """The power of two that holds S states, at least 4."""
+    return max(4, 1 << (S - 1).bit_length())
+
+
+@triton.jit
+def _inputs(x_ptr, dt_ptr, b_ptr, n, e, s, in_e, in_s, E: tl.constexpr, b_step):
+    """x and dt of channels, B of states at step n; dt = 0 past the end, where steps then leave the state as it is."""
+    x = tl.load(x_ptr + n * E + e, mask=in_e, other=0.0).to(tl.float32)
+    dt = tl.load(dt_ptr + n * E + e, mask=in_e, other=0.0).to(tl.float32)
+    b = tl.load(b_ptr + n * b_step + s, mask=in_s, other=0.0).to(tl.float32)
+    return x, dt, b
+
+
+@triton.jit
+def _outer(dy_ptr, c_ptr, n, e, s, in_e, in_s, E: tl.constexpr, c_step):
+    """The gradient of y of channels, C of states at step n."""
+    dy = tl.load(dy_ptr + n * E + e, mask=in_e, other=0.0).to(tl.float32)
+    c = tl.load(c_ptr + n * c_step + s, mask=in_s, other=0.0).to(tl.float32)
+    return dy, c
+
+
+@triton.jit
+def _forward(
+    x_ptr, dt_ptr, rate_ptr, b_ptr, c_ptr, state_ptr, y_ptr, final_ptr, starts_ptr,
+    N, sequences, b_row, b_step, c_row, c_step,
+    E: tl.constexpr, S: tl.constexpr, BS: tl.constexpr, BE: tl.constexpr,
+    T: tl.constexpr, UNROLL: tl.constexpr, KEEP: tl.constexpr,
+):  # fmt: skip
+    """All N steps of BE channels: states h [BS, BE], of which S rows count."""
+    blocks: tl.constexpr = (E + BE - 1) // BE
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    # In 64 bits, since otherwise each row of `at` takes registers for an address of its own.
+    e = (tl.program_id(0) % blocks).to(tl.int64) * BE + tl.arange(0, BE)
+    s = tl.arange(0, BS)
+    in_e, in_s = e < E, s < S
+    # With its contiguity hidden, the compiler gives a thread whole channels, whose y is then a sum within the thread.
+    at = tl.max_contiguous(s[:, None] * E + e[None, :], [1, 1])
+    inside = in_s[:, None] & in_e[None, :]
+    rate = tl.load(rate_ptr + row // sequences * S * E + at, mask=inside, other=0.0)
+    h = tl.load(state_ptr + row * S * E + at, mask=inside, other=0.0)
+    own = row * N * E
+    x_ptr, dt_ptr, y_ptr, b_ptr, c_ptr = (
+        x_ptr + own,
+        dt_ptr + own,
+        y_ptr + own,
+        b_ptr + row * b_row,
+        c_ptr + row * c_row,
+    )
+    starts_ptr += row * tl.cdiv(N, T) * S * E
+    for first in range(0, N, UNROLL):
+        if KEEP and first % T == 0:
+            tl.store(starts_ptr + first // T * S * E + at, h, mask=inside)
+        ys = ()
+        for i in tl.static_range(UNROLL):
+            n = first + i
+            x, dt, b = _inputs(x_ptr, dt_ptr, b_ptr, n, e, s, in_e & (n < N), in_s & (n < N), E, b_step)
+            c = tl.load(c_ptr + n * c_step + s, mask=in_s & (n < N), other=0.0).to(tl.float32)
+            h = tl.exp2(dt[None, :] * rate) * h + (dt * x)[None, :] * b[:, None]
+            ys += (tl.sum(h * c[:, None], 0),)
+        # Stores come last, as no load may overtake a store.
+        for i in tl.static_range(UNROLL):
+            n = first + i
+            tl.store(y_ptr + n * E + e, ys[i].to(y_ptr.dtype.element_ty), mask=in_e & (n < N))
+    tl.store(final_ptr + row * S * E + at, h, mask=inside)
+
+
+@triton.jit
+def _backward(
+    x_ptr, dt_ptr, rate_ptr, b_ptr, c_ptr, starts_ptr, dy_ptr, dfinal_ptr,
+    dx_ptr, ddt_ptr, da_ptr, db_ptr, dc_ptr, dstate_ptr,
+    N, sequences, b_row, b_step, c_row, c_step,
+    E: tl.constexpr, S: tl.constexpr, BS: tl.constexpr, BE: tl.constexpr, T: tl.constexpr,
+):  # fmt: skip
+    """The adjoint of `_forward`; dA [., S, E] is of one sequence, dB and dC [blocks, ., N, S] of one block.
+
+    States are [K, L, BE]: a warp is L x BE / 4 threads, each with K states of 4 channels. What belongs to a channel is
+    [1, L, BE], so that each of its L threads reads it for itself: read once, it would have to be handed around.
+    """
+    L: tl.constexpr = 128 // BE
+    K: tl.constexpr = BS // L
+    blocks: tl.constexpr = (E + BE - 1) // BE
+    row, block = (tl.program_id(0) // blocks).to(tl.int64), (tl.program_id(0) % blocks).to(tl.int64)
+    lane = tl.arange(0, L)[None, :, None]
+    e = block * BE + tl.arange(0, BE)[None, None, :] + 0 * lane  # [1, L, BE]
+    s = tl.arange(0, K)[:, None, None] * L + lane  # [K, L, 1]
+    to_s = tl.arange(0, K)[:, None] * L + tl.arange(0, L)[None, :]  # [K, L]
+    in_e, in_s = e < E, s < S
+    at = s * E + e
+    inside = in_s & in_e
+    rate = tl.load(rate_ptr + row // sequences * S * E + at, mask=inside, other=0.0)
+    dh = tl.load(dfinal_ptr + row * S * E + at, mask=inside, other=0.0)
+    da = tl.zeros_like(rate)
+    tiles = tl.cdiv(N, T)
+    own = row * N * E
+    x_ptr, dt_ptr, dy_ptr, dx_ptr, ddt_ptr = x_ptr + own, dt_ptr + own, dy_ptr + own, dx_ptr + own, ddt_ptr + own
+    part = (block * (tl.num_programs(0) // blocks) + row) * N * S
+    b_ptr, c_ptr, db_ptr, dc_ptr = b_ptr + row * b_row, c_ptr + row * c_row, db_ptr + part, dc_ptr + part
+    starts_ptr += row * tiles * S * E
+    for done in range(tiles):
+        first = (tiles - 1 - done) * T
+        h = tl.load(starts_ptr + (tiles - 1 - done) * S * E + at, mask=inside, other=0.0)
+        n = first + T - 1
+        dy_ahead, c_ahead = _outer(dy_ptr, c_ptr, n, e, s, in_e & (n < N), in_s & (n < N), E, c_step)
+        hs = (h,)
+        for i in tl.static_range(T):
+            n = first + i
+            x, dt, b = _inputs(x_ptr, dt_ptr, b_ptr, n, e, s, in_e & (n < N), in_s & (n < N), E, b_step)
+            h = tl.exp2(dt * rate) * h + dt * x * b
+            hs += (h,)
+        for i in tl.static_range(T - 1, -1, -1):
+            n = first + i
+            dy, c = dy_ahead, c_ahead
+            # No load may overtake a store, so those of the next step come before the stores of this one.
+            if i > 0:
+                dy_ahead, c_ahead = _outer(dy_ptr, c_ptr, n - 1, e, s, in_e & (n <= N), in_s & (n <= N), E, c_step)
+            x, dt, b = _inputs(x_ptr, dt_ptr, b_ptr, n, e, s, in_e & (n < N), in_s & (n < N), E, b_step)
+            dh += c * dy
+            dc = tl.sum(hs[i + 1] * dy, 2)
+            db = tl.sum(dh * (dt * x), 2)
+            du = tl.sum(tl.sum(dh * b, 0), 0)
+            dh *= tl.exp2(dt * rate)
+            p = dh * hs[i]
+            da += dt * p
+            ddt = du * x + tl.sum(tl.sum(p * rate, 0), 0) * LN2
+            tl.store(dc_ptr + n * S + to_s, dc, mask=(to_s < S) & (n < N))
+            tl.store(db_ptr + n * S + to_s, db, mask=(to_s < S) & (n < N))
+            mine = in_e & (lane == 0) & (n < N)
+            tl.store(dx_ptr + n * E + e, (du * dt).to(dx_ptr.dtype.element_ty), mask=mine)
+            tl.store(ddt_ptr + n * E + e, ddt.to(ddt_ptr.dtype.element_ty), mask=mine)
+    tl.store(dstate_ptr + row * S * E + at, dh, mask=inside)
+    tl.store(da_ptr + row * S * E + at, da, mask=inside)
+
+
+Outputs = tuple[Tensor, Tensor, Tensor]
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+@torch.library.custom_op("recallbench::selective_scan_forward", mutates_args=())
+def _scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, keep: bool) -> Outputs:
+    """Outputs [b, N, E], the final state [b, E, S] and, to `keep` for the gradient, tiles' first states [b, ., S, E].
+
+    A is [g, E, S], for the g groups of b / g sequences that follow each other in the other arguments.
+    """
+    groups, (b, N, E), S = len(A), x.shape, A.shape[-1]
+    y, h, starts = _empty_outputs(x, A, keep)
+    x, dt, rate, B, C = _arguments(x, dt, A, B, C)
+    cut = blocks(S)
+    with torch.cuda.device_of(x):
+        _forward[(_ceil(E, cut.forward_channels) * b,)](
+            x, dt, rate, B, C, _transposed(state), y, h, starts,
+            N, b // groups, B.stride(0), B.stride(1), C.stride(0), C.stride(1), **cut.forward(E, S, keep),
+        )  # fmt: skip
+    return y, h.mT, starts
+
+
+@_scan.register_fake
+def _(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, keep: bool) -> Outputs:
+    y, h, starts = _empty_outputs(x, A, keep)
+    return y, h.mT, starts
+
+
+@torch.library.custom_op("recallbench::selective_scan_backward", mutates_args=())
+def _scan_gradients(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, starts: Tensor, dy: Tensor, dfinal: Tensor
+) -> Gradients:
+    """The gradients of x, dt, A, B, C and state by those of the outputs and of the final state."""
+    kinds = [t.dtype for t in (A, B, C, state)]
+    groups, (b, N, E), S = len(A), x.shape, A.shape[-1]
+    x, dt, rate, B, C = _arguments(x, dt, A, B, C)
+    cut = blocks(S)
+    parts = _ceil(E, cut.backward_channels)
+    dx, ddt = torch.empty_like(x), torch.empty_like(dt)
+    dA, dstate = (x.new_empty(b, S, E, dtype=torch.float32) for _ in range(2))
+    dB, dC = (x.new_empty(parts, b, N, S, dtype=torch.float32) for _ in range(2))
+    with torch.cuda.device_of(x):
+        _backward[(parts * b,)](
+            x, dt, rate, B, C, starts, dy.contiguous(), _transposed(dfinal), dx, ddt, dA, dB, dC, dstate,
+            N, b // groups, B.stride(0), B.stride(1), C.stride(0), C.stride(1), **cut.backward(E, S),
+        )  # fmt: skip
+    dA = dA.unflatten(0, (groups, -1)).sum(1).mT.contiguous()
+    dA, dB, dC, dstate = (t.to(kind) for t, kind in zip((dA, dB.sum(0), dC.sum(0), dstate.mT), kinds, strict=True))
+    return dx, ddt, dA, dB, dC, dstate
+
+
+@_scan_gradients.register_fake
+def _(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, starts: Tensor, dy: Tensor, dfinal: Tensor
+) -> Gradients:
+    dx, ddt, dA, dB, dC = (t.new_empty(t.shape) for t in (x, dt, A, B, C))
+    return dx, ddt, dA, dB, dC, state.new_empty(state.mT.shape).mT
+
+
+def _arguments(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, ...]:
+    """As the kernels read them: x and dt contiguous, A to base 2 and [g, S, E], states of B and C side by side."""
+    B, C = (t if t.stride(-1) == 1 else t.contiguous() for t in (B, C))
+    return x.contiguous(), dt.contiguous(), _transposed(A).mul_(LOG2E), B, C
+
+
+def _ceil(count: int, size: int) -> int:
+    return -(-count // size)
+
+
+def _transposed(state: Tensor) -> Tensor:
+    """[., E, S] -> [., S, E] in float32, where neighbouring threads find neighbouring channels."""
+    return torch.empty_like(state.mT, dtype=torch.float32, memory_format=torch.contiguous_format).copy_(state.mT)
+
+
+def _empty_outputs(x: Tensor, A: Tensor, keep: bool) -> Outputs:
+    (b, N, E), S = x.shape, A.shape[-1]
+    tiles = _ceil(N, blocks(S).tile) if keep else 0
+    return (
+        x.new_empty(b, N, E),
+        x.new_empty(b, S, E, dtype=torch.float32),
+        x.new_empty(b, tiles, S, E, dtype=torch.float32),
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
+    *tensors, _ = inputs
+    starts = output[2]
+    ctx.mark_non_differentiable(starts)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, starts)
+
+
+def _gradients(ctx: Any, dy: Tensor | None, dfinal: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    x, dt, A, B, C, state, starts = ctx.saved_tensors
+    dy = torch.zeros_like(x) if dy is None else dy
+    dfinal = torch.zeros_like(state) if dfinal is None else dfinal
+    return *_scan_gradients(x, dt, A, B, C, state, starts, dy, dfinal), None
+
+
+_scan.register_autograd(_gradients, setup_context=_save)
+
+
+@_scan.register_vmap
+def _(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Outputs, tuple[int, int, int]]:
+    """Members are groups of sequences, each with its own A."""
+    *tensors, keep = args
+    merged = (
+        (t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)).flatten(0, 1)
+        for t, dim in zip(tensors, in_dims, strict=False)
+    )
+    y, final, starts = (t.unflatten(0, (info.batch_size, -1)) for t in _scan(*merged, keep))
+    return (y, final, starts), (0, 0, 0)
+
+
+def fused_selective_scan(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`kernels.selective_scan.selective_scan` on a GPU: any strides, any dtypes but float64, sums in float32.
+
+    No size may be 0. Under `torch.func.vmap` it is one call for all members.
+
+    **Raises** `ValueError` where shapes, dtypes or devices do not fit together.
+    """
+    _check(x, dt, A, B, C, state)
+    y, final, _ = _scan(x, dt, A.unsqueeze(0), B, C, state, torch.is_grad_enabled())
+    return y, final
+
+
+def _check(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor) -> None:
+    if x.ndim != 3 or A.ndim != 2:
+        raise ValueError(f"selective_scan takes x [., N, E] and A [E, S], not {list(x.shape)} and {list(A.shape)}")
+    (b, N, E), S = x.shape, A.shape[1]
+    shapes = {"dt": (b, N, E), "A": (E, S), "B": (b, N, S), "C": (b, N, S), "state": (b, E, S)}
+    for (name, shape), t in zip(shapes.items(), (dt, A, B, C, state), strict=True):
+        if t.shape != shape:
+            raise ValueError(
+                f"selective_scan got {name} {list(t.shape)}, and takes {list(shape)} with x {[b, N, E]} and {S} states"
+            )
+    for name, t in zip(("x", *shapes), (x, dt, A, B, C, state), strict=True):
+        if t.dtype not in {torch.float32, torch.bfloat16, torch.float16}:
+            raise ValueError(
+                f"selective_scan got {name} in {t.dtype}, and its kernels take float32, bfloat16 or float16"
+            )
+        if t.device != x.device:
+            raise ValueError(f"selective_scan got x on {x.device} and {name} on {t.device}, and takes one device")
