@@ -6,11 +6,20 @@ BIN := .venv/bin
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 figures: .venv/ready ## run what is missing of STUDY (default: quick) and draw its figures
 	$(BIN)/python -m recallbench +study=$(STUDY) runs=$(RUNS)
 	$(BIN)/python -m analysis figures $(RUNS) --study $(STUDY) --out figures/$(STUDY)
+
+status: .venv/ready ## how far STUDY is: what is done, runs, waits, failed
+	$(BIN)/python -m sweeps status $(STUDY) --runs $(RUNS)
+
+slurm-up: ## SLURM on this machine alone, to try arrays on (as root; installs it from Debian where it is missing)
+	tests/slurm/one_node.sh up
+
+slurm-down: ## stop it, nothing left
+	tests/slurm/one_node.sh down
 
 test: .venv/ready lint ## lint, types and the whole test suite
 	$(BIN)/python -m pytest -n auto
@@ -39,4 +48,4 @@ clean: ## remove the environment, caches and figures; run records stay
 	rm -rf .venv figures .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help figures test lint setup lock clean
+.PHONY: help figures status slurm-up slurm-down test lint setup lock clean

@@ -1,5 +1,6 @@
 """Where Hydra looks for plugins: it accepts sweepers from this package alone. What this one does is in `sweeps`."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,8 +26,9 @@ class StudySweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         # Hydra imports this file at every start; what it needs of torch waits until there is something to sweep.
         from sweeps.compose import Composer  # noqa: PLC0415
+        from sweeps.foreign import Foreign  # noqa: PLC0415
         from sweeps.grid import expand  # noqa: PLC0415
-        from sweeps.study import run_study  # noqa: PLC0415
+        from sweeps.study import JobLauncher, run_study  # noqa: PLC0415
 
         config, context, launcher = self.config, self.hydra_context, self.launcher
         assert config is not None
@@ -36,6 +38,7 @@ class StudySweeper(Sweeper):
         run_study(
             expand(arguments, self.params, self.grids, loader),
             compose=Composer(lambda overrides: loader.load_sweep_config(config, overrides), loader),
-            launch=lambda jobs: launcher.launch(jobs, initial_job_idx=0),
+            launcher=launcher if isinstance(launcher, JobLauncher) else Foreign(launcher),
             console=Console(),
+            command=sys.argv[1:],
         )

@@ -13,10 +13,10 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from models.settings import SettingError, SettingErrors
-from recallbench.config import execution_of, plain, runs_of
-from recallbench.execute import execute
+from recallbench.claim import holder
+from recallbench.config import ExecutionConfig, Run, execution_of, plain, runs_of
 from recallbench.explain import NO_NAME, explain
-from recallbench.interrupt import stop_on_signals
+from recallbench.interrupt import CannotGoOn, Stopped, StopRequest, deadline, stop_on_signals
 from recallbench.progress import describe, watch
 from recallbench.record import RunDirectory
 
@@ -27,19 +27,41 @@ def run(config: DictConfig) -> None:
     """One composed configuration: a run at the command line, or a job of a study, whose members train together."""
     settings = plain(config)
     runs, execution = runs_of(settings), execution_of(settings)
-    if settings["members"]:  # the study has a bar of its own
-        with stop_on_signals() as stop:
-            execute(runs, execution, stop)
+    stopping = stop_on_signals(deadline=deadline(execution.sweep.time_budget))
+    if settings["members"]:  # the study has a bar of its own, and the last word
+        with stopping as stop:
+            _execute(runs, execution, stop)
         return
     console = Console()
-    directory = RunDirectory(execution.runs, runs[0])
+    directory = RunDirectory(execution.runs, runs[0].identity)
     label = f"{runs[0].family} {directory.path}"
     if directory.has_record() and not execution.rerun:
         console.print(describe(directory.record(), label), highlight=False, soft_wrap=True)
         console.print("it has a record already; rerun=true runs it again")
         return
-    with watch({label: directory}, console, runs[0].family), stop_on_signals() as stop:
+    with watch({label: directory}, console, runs[0].family), stopping as stop:
+        _execute(runs, execution, stop)
+    if directory.has_record():
+        return
+    if stop.out_of_time:
+        console.print("the time budget is over, everything saved; the same command goes on from here")
+    else:
+        training = RunDirectory(execution.runs, runs[0].trained.identity)
+        by = holder(directory.path) or holder(training.path) or "another process"
+        raise CannotGoOn(f"{label} is left to {by}")
+
+
+def _execute(runs: Sequence[Run], execution: ExecutionConfig, stop: StopRequest) -> None:
+    """As `execute`, but the end of the time budget is an end as good as any."""
+    from recallbench.execute import execute  # noqa: PLC0415 - torch's compiler: a study leaves it to its workers
+
+    if stop.out_of_time:
+        return
+    try:
         execute(runs, execution, stop)
+    except Stopped:
+        if not stop.out_of_time or stop.signal is not None:
+            raise
 
 
 def main() -> None:
@@ -51,7 +73,11 @@ def main() -> None:
     def task(config: DictConfig) -> None:
         try:
             run(config)
-        except (SettingError, SettingErrors) as error:  # kept from Hydra, which would print the overrides before it
+        except (
+            SettingError,
+            SettingErrors,
+            CannotGoOn,
+        ) as error:  # kept from Hydra, which would print the overrides before it
             wrong.append(error)
 
     overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
@@ -64,6 +90,9 @@ def main() -> None:
     except (SettingError, SettingErrors) as error:
         console.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
+    except CannotGoOn as error:
+        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if type(error) is ValueError and NO_NAME not in str(error):
             raise  # a bug of ours; Hydra has no exception of its own for a group set to null

@@ -1,6 +1,7 @@
 """From a composed Hydra configuration to a run: what can change the result, checked and named by its hash."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -12,9 +13,10 @@ import torch
 from annotated_types import Ge, Gt, Le
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PositiveFloat, PositiveInt
+from pydantic_core import PydanticCustomError
 
-from models import ModelConfig, build_model
+from models import Mixer, ModelConfig, build_model
 from models.huggingface import HuggingFaceConfig
 from models.language_model import build_mixer, check_model
 from models.mixers import ALL_MIXERS
@@ -38,7 +40,8 @@ StateDtype = Literal["float32", "bfloat16", "float16", "float8_e4m3fn", "float8_
 class TrainConfig(BaseModel):
     """How a run trains: AdamW, a cosine over epochs from `learning_rate` to 0.
 
-    `stop_at_accuracy` ends the training of a run as soon as its validation accuracy reaches it.
+    `stop_at_accuracy` ends the training of a run as soon as its validation accuracy reaches it. `precision` is that of
+    matrix products; parameters, optimiser and sums are in float32.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
@@ -48,6 +51,7 @@ class TrainConfig(BaseModel):
     batch_size: PositiveInt = 256
     epochs: PositiveInt = 32
     stop_at_accuracy: Annotated[float, Gt(0), Le(1)] | None = 0.99
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 class Member(BaseModel):
@@ -84,12 +88,37 @@ class LoggerConfig(BaseModel):
     entity: str | None = None
 
 
+def seconds(budget: object) -> float | None:
+    """A time budget in seconds, from such as `90`, `90s`, `9min`, `1.5h` or `2d`; None for none."""
+    if budget is None:
+        return None
+    if isinstance(budget, int | float | str) and not isinstance(budget, bool):
+        found = re.fullmatch(r"(\d+|\d*\.\d+)\s*(s|min|h|d|)", str(budget))
+        if found and float(found[1]) > 0:
+            return float(found[1]) * {"": 1, "s": 1, "min": 60, "h": 3600, "d": 86400}[found[2]]
+    raise PydanticCustomError("time_budget", "it must be a time such as 90s, 9min, 1.5h or 2d, or null")
+
+
+class SweepConfig(BaseModel):
+    """How many runs are carried out.
+
+    `wait`: stay until what was handed to a cluster is done. `runs_per_task`: so many runs go into one task of a
+    cluster, in whole groups. `time_budget`: seconds after which a process is to be gone, everything saved.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    wait: bool = False
+    runs_per_task: PositiveInt = 1
+    time_budget: Annotated[float | None, BeforeValidator(seconds)] = None
+
+
 class ExecutionConfig(BaseModel):
     """Where and how a run is carried out: none of it changes a result, so none of it is in a run's identity.
 
     `runs`: the folder of run records. `study`: the name that the records carry. `device`: `auto`, `cpu` or `cuda`.
     `logger`: what is told of the run beside its record. `checkpoint_seconds`: time between checkpoints. `rerun`: run
-    again what has a record, which is kept aside.
+    again what has a record, which is kept aside. `sweep`: how many runs are.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -100,6 +129,7 @@ class ExecutionConfig(BaseModel):
     logger: LoggerConfig = LoggerConfig()
     checkpoint_seconds: NonNegative = 60
     rerun: bool = False
+    sweep: SweepConfig = SweepConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +255,13 @@ def _layer(i: int, entry: Any, mixer: Settings) -> dict[str, Any]:
 def _try_layer(layer: Any, d_model: int) -> None:
     if "d_model" in layer:  # it would pass for a setting of the mixer's own
         raise SettingError("d_model", layer["d_model"], "it must be left to model.d_model")
-    build_mixer(layer, d_model)
+    _try_mixer(ALL_MIXERS.get(layer.get("name", "")), json.dumps(layer), d_model)
+
+
+@functools.lru_cache(maxsize=1024)
+def _try_mixer(mixer: type[Mixer] | None, layer: str, d_model: int) -> None:
+    """Build a mixer, once for all points of a study that have it; `mixer`: what goes by its name just now."""
+    build_mixer(json.loads(layer), d_model)
 
 
 def _attempt(errors: list[SettingError], prefix: str, build: Callable[[], T]) -> T | None:

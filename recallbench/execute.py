@@ -1,49 +1,59 @@
-"""Carrying out runs: what is done already, what resumes, what ends in an error, and a record for each."""
+"""Carrying out runs: what is done already or held by others, what resumes, what ends in an error, a record for each."""
 
 import itertools
 import resource
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
+from rich.console import Console
 
-from models import ModelConfig, build_model
-from models.mixers import ALL_MIXERS
-from models.settings import SettingError
+from models import build_model
+from recallbench.checkpoint import TrainingDirectory
+from recallbench.claim import Claim, ClaimLost
 from recallbench.config import ExecutionConfig, Run
 from recallbench.decode import evaluate_recurrently
+from recallbench.device import check_device, choose_device
+from recallbench.disk import DiskTrouble
 from recallbench.interrupt import Stopped, StopRequest
 from recallbench.logger import Logger, open_logger
 from recallbench.members import every_member
-from recallbench.record import RunDirectory, provenance
+from recallbench.provenance import provenance
 from recallbench.state import measure_state
-from recallbench.train import Ended, Training, evaluate
+from recallbench.train import Ended, Training, autocast, evaluate
+
+DEATHS = 3
+"""So many processes may die at a run, one after the other and without a checkpoint, before it counts as failed."""
 
 
 def execute(runs: Sequence[Run], execution: ExecutionConfig, stop: StopRequest) -> None:
     """Give each run a record, unless it has one; `runs` are of one group, so that they train together as members.
 
-    A run whose state has a dtype of its own is evaluated from the weights of the run without, trained first if need be.
+    A run that another process holds is left to it. Where that is so of the first one to do, the rest is left, too:
+    the group is that process's, which is about to claim all of it. A run whose state has a dtype of its own is
+    evaluated from the weights of the run without, trained first if need be.
 
     A run that was stopped goes on from its checkpoint. A group that does not fit in memory is halved until it fits;
     a run that does not fit alone, or fails, or diverges, gets a record that says so and disturbs no other.
-    **Raises** `Stopped` after saving, once `stop` is made; `SettingError` where a mixer does not run on the device.
+    **Raises** `Stopped` after saving, once `stop` is made; `SettingError` where a mixer does not run on the device;
+    `DiskTrouble` where a record cannot be written, or nothing be saved at a stop.
     """
-    _check_device(runs, execution)
+    check_device(runs, execution)
     trained = {run.trained.identity: run.trained for run in runs}
-    waiting = []
-    for run in trained.values():
-        directory = RunDirectory(execution.runs, run)
-        if directory.has_record():
-            if not execution.rerun:
+    with ExitStack() as claims:
+        waiting = []
+        for run in trained.values():
+            directory = TrainingDirectory(execution.runs, run)
+            if directory.has_record() and not execution.rerun:
                 continue
-            directory.set_aside()
-        directory.begin()
-        waiting.append(directory)
-    _go_on(waiting, execution, stop)
+            if claims.enter_context(_claimed(directory, execution)):
+                waiting.append(directory)
+            elif not waiting and not directory.has_record():
+                return
+        _go_on(waiting, execution, stop)
     for run in runs:
         if run.decode.state_dtype is not None and not stop.made:
             _decode(run, execution)
@@ -51,19 +61,40 @@ def execute(runs: Sequence[Run], execution: ExecutionConfig, stop: StopRequest) 
         raise Stopped
 
 
-def _check_device(runs: Sequence[Run], execution: ExecutionConfig) -> None:
-    if choose_device(execution.device).type == "cpu":
-        names = {name for run in runs if isinstance(run.model, ModelConfig) for name in run.model.mixer_names}
-        for name in sorted(name for name in names if ALL_MIXERS[name].needs_gpu):
-            raise SettingError("device", execution.device, f"the mixer {name} runs on a GPU alone")
+@contextmanager
+def _claimed(directory: TrainingDirectory, execution: ExecutionConfig) -> Iterator[bool]:
+    """Whether this process is to do the run, which it then holds until the block ends."""
+    claim = directory.take()
+    if claim is None:
+        yield False
+        return
+    try:
+        yield _begun(directory, claim, execution)
+    finally:
+        claim.release()
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+def _begun(directory: TrainingDirectory, claim: Claim, execution: ExecutionConfig) -> bool:
+    """Whether a run that this process has claimed is to be done."""
+    if directory.has_record() and execution.rerun:
+        directory.set_aside()
+        claim.forget_earlier()
+    if directory.has_record():
+        claim.finish()
+        return False
+    try:
+        if claim.deaths < DEATHS:
+            directory.begin()
+            return True
+        reason = f"its process died {claim.deaths} times without reaching a checkpoint (killed, or out of host memory?)"
+        came_from = {"provenance": provenance(choose_device(execution.device), 1)}
+        directory.write_record(execution.study, "failed", reason, came_from)
+    except ClaimLost:
+        pass
+    return False
 
 
-def _go_on(directories: Iterable[RunDirectory], execution: ExecutionConfig, stop: StopRequest) -> None:
+def _go_on(directories: Iterable[TrainingDirectory], execution: ExecutionConfig, stop: StopRequest) -> None:
     """Train from the checkpoints that are there, those at the same step together."""
     found = [(directory.load_checkpoint(), directory) for directory in directories]
     found.sort(key=lambda pair: _step(pair[0]))
@@ -71,19 +102,27 @@ def _go_on(directories: Iterable[RunDirectory], execution: ExecutionConfig, stop
         checkpoints, together = zip(*pairs, strict=True)
         left = _train(together, [c for c in checkpoints if c is not None], execution, stop)
         del checkpoints
-        for half in (left[: len(left) // 2], left[len(left) // 2 :]):
-            if half:
-                _go_on(half, execution, stop)
+        for part in left:
+            if part:
+                _go_on(part, execution, stop)
 
 
 def _decode(run: Run, execution: ExecutionConfig) -> None:
-    """Evaluate a trained run in recurrent form, its state in a dtype of its own, unless that has a record."""
-    directory, base = RunDirectory(execution.runs, run), RunDirectory(execution.runs, run.trained)
-    if directory.has_record():
-        if not execution.rerun:
-            return
-        directory.set_aside()
-    directory.begin()
+    """Evaluate a trained run in recurrent form, its state in a dtype of its own, unless that has a record.
+
+    It waits for another time where its training, or itself, is held by another process.
+    """
+    directory, base = TrainingDirectory(execution.runs, run), TrainingDirectory(execution.runs, run.trained)
+    if not base.has_record() or (directory.has_record() and not execution.rerun):
+        return
+    with _claimed(directory, execution) as ours:
+        if ours:
+            _evaluate_in(directory, base, execution)
+
+
+def _evaluate_in(directory: TrainingDirectory, base: TrainingDirectory, execution: ExecutionConfig) -> None:
+    """Give a run its record, from the weights of `base`."""
+    run = directory.run
     device = choose_device(execution.device)
     came_from = {"provenance": provenance(device, 1)}
     training = base.record()
@@ -108,10 +147,15 @@ def _decode(run: Run, execution: ExecutionConfig) -> None:
             **came_from,
         }
         directory.write_record(execution.study, "completed", None, measured)
+    except ClaimLost:
+        pass
+    except DiskTrouble:
+        raise
     except Exception as error:
-        directory.error_path.write_text(traceback.format_exc())
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        directory.write_record(execution.study, "failed", reason, came_from)
+        with suppress(ClaimLost):
+            directory.write_error(traceback.format_exc())
+            directory.write_record(execution.study, "failed", reason, came_from)
 
 
 def _step(checkpoint: dict[str, Any] | None) -> int:
@@ -119,23 +163,35 @@ def _step(checkpoint: dict[str, Any] | None) -> int:
 
 
 def _train(
-    directories: Sequence[RunDirectory],
+    directories: Sequence[TrainingDirectory],
     checkpoints: list[dict[str, Any]],
     execution: ExecutionConfig,
     stop: StopRequest,
-) -> list[RunDirectory]:
-    """Train members to their records. Returns those that, together, did not fit in memory."""
+) -> Sequence[Sequence[TrainingDirectory]]:
+    """Train members to their records.
+
+    Returns groups that are still to be trained: halves of what, together, did not fit in memory, or those that this
+    process still holds where another has taken over one of them.
+    """
     device = choose_device(execution.device)
-    of = {directory.run.identity: directory for directory in directories}
+    of = {directory.identity: directory for directory in directories}
+    trouble: dict[str, DiskTrouble] = {}  # what could not be saved, and is tried again
     with ExitStack() as open_loggers:
         logger = {i: open_loggers.enter_context(open_logger(execution.logger, d.run)) for i, d in of.items()}
 
+        def save(run: Run, checkpoint: dict[str, Any]) -> None:
+            with _tolerated(trouble, run):
+                of[run.identity].save_checkpoint(checkpoint)
+
         def tell(run: Run, entries: list[dict[str, Any]]) -> None:
-            of[run.identity].write_log(entries)
+            with _tolerated(trouble, run):
+                of[run.identity].write_log(entries)
             logger[run.identity].log(entries[-1])
 
         def end(ended: Ended) -> None:
             measured = _measure(ended, device, len(directories))
+            if ended.run.identity in trouble:
+                of[ended.run.identity].write_log(ended.log)
             if ended.status == "completed":
                 of[ended.run.identity].save_weights(ended.parameters)
             _record(of[ended.run.identity], logger[ended.run.identity], execution, ended.status, ended.reason, measured)
@@ -147,27 +203,43 @@ def _train(
             training.run(
                 stop,
                 execution.checkpoint_seconds,
-                save=lambda run, checkpoint: of[run.identity].save_checkpoint(checkpoint),
+                save=save,
                 tell=tell,
                 end=end,
             )
+        except Stopped:
+            if trouble:
+                raise next(iter(trouble.values())) from None
+            raise
+        except ClaimLost:
+            return [[d for d in directories if not d.has_record() and d.holds_claim()]]
+        except DiskTrouble:
+            raise
         except Exception as error:
             left = [directory for directory in directories if not directory.has_record()]
             full = _out_of_memory(error)
             if full and len(left) > 1:
-                return left
+                return left[: len(left) // 2], left[len(left) // 2 :]
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            status = "out_of_memory" if full else "failed"
+            came_from = {"provenance": provenance(device, len(directories))}
             for directory in left:
-                directory.error_path.write_text(traceback.format_exc())
-                reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                _record(
-                    directory,
-                    logger[directory.run.identity],
-                    execution,
-                    "out_of_memory" if full else "failed",
-                    reason,
-                    {"provenance": provenance(device, len(directories))},
-                )
-    return []
+                with suppress(ClaimLost):
+                    directory.write_error(traceback.format_exc())
+                    _record(directory, logger[directory.identity], execution, status, reason, came_from)
+    return ()
+
+
+@contextmanager
+def _tolerated(trouble: dict[str, DiskTrouble], run: Run) -> Iterator[None]:
+    """Trouble with the disk is said and noted of the run until it is over; training goes on."""
+    try:
+        yield
+        trouble.pop(run.identity, None)
+    except DiskTrouble as error:
+        if run.identity not in trouble:
+            Console(stderr=True).print(f"{error}; training goes on", markup=False, highlight=False, soft_wrap=True)
+        trouble[run.identity] = error
 
 
 def _measure(ended: Ended, device: torch.device, members: int) -> dict[str, Any]:
@@ -178,7 +250,9 @@ def _measure(ended: Ended, device: torch.device, members: int) -> dict[str, Any]
     metrics, by_slice = None, None
     if ended.status == "completed":
         alone = {name: p[None] for name, p in ended.parameters.items()}
-        overall, slices = evaluate(every_member(model), alone, run.task.examples("test", device), run.train.batch_size)
+        with autocast(run.train, device):
+            answers = every_member(model, "answers")
+            overall, slices = evaluate(answers, alone, run.task.examples("test", device), run.train.batch_size)
         last = ended.log[-1]
         metrics = {
             **overall[0],
@@ -202,7 +276,7 @@ def _measure(ended: Ended, device: torch.device, members: int) -> dict[str, Any]
 
 
 def _record(
-    directory: RunDirectory,
+    directory: TrainingDirectory,
     logger: Logger,
     execution: ExecutionConfig,
     status: str,

@@ -5,6 +5,7 @@ It watches run directories rather than training loops, so it serves runs in this
 
 import json
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -45,8 +46,11 @@ def watch(waiting: Mapping[str, RunDirectory], console: Console, title: str) -> 
         over = threading.Event()
 
         def keep_looking() -> None:
-            while not over.wait(PERIOD):
+            took = 0.0
+            while not over.wait(max(PERIOD, 10 * took)):  # a thousand runs on a slow disk are looked at less often
+                began = time.monotonic()
                 look()
+                took = time.monotonic() - began
 
         thread = threading.Thread(target=keep_looking, daemon=True)
         thread.start()

@@ -108,11 +108,11 @@ class Training:
             # The log tells the epoch, since a checkpoint may lie between its last step and its end.
             epoch = len(self.members[0].log)
             done = self.step - epoch * len(self.batches)
-            self.rates.copy_(self._learning_rates(epoch))
-            order = self._order(epoch)
+            self.set_rates(epoch)
+            order = self.order(epoch)
             for segment, rows in order[done:]:
                 started = time.monotonic()
-                self._train_step(segment, rows)
+                self.train_step(segment, rows)
                 now = time.monotonic()
                 self.seconds += now - started
                 if stop.made or now - saved_at > checkpoint_seconds:
@@ -121,11 +121,12 @@ class Training:
                 if stop.made:
                     raise Stopped
             started = time.monotonic()
-            self._end_epoch(epoch, tell)
+            self.end_epoch(epoch, tell)
             self.seconds += time.monotonic() - started
             self._retire(epoch, end)
 
-    def _train_step(self, segment: int, rows: Tensor) -> None:
+    def train_step(self, segment: int, rows: Tensor) -> None:
+        """One step of every member on some rows of a segment."""
         self.step += 1
         if self.replay is None:
             self._all_members(segment, rows)
@@ -144,9 +145,10 @@ class Training:
         if self.device.type == "cpu" and stacks(self.model):
             losses = self._together(batch)
         else:
-            losses = torch.stack([self._alone(i, batch) for i in range(len(self.members))])
-        if self.replay is not None:
-            self.replay.join()
+            alone = [self._alone(i, batch) for i in range(len(self.members))]
+            if self.replay is not None:
+                self.replay.join()
+            losses = torch.stack(alone)
         self.epoch_loss += losses
         broke = ~losses.isfinite() & (self.diverged_at < 0)
         self.diverged_at.copy_(torch.where(broke, self.optimizer.steps[:, 0].to(torch.int64), self.diverged_at))
@@ -175,13 +177,13 @@ class Training:
     def _autocast(self) -> torch.autocast:
         return autocast(self.train, self.device)
 
-    def _learning_rates(self, epoch: int) -> Tensor:
-        """[M], on a cosine over epochs from each member's own rate to 0."""
+    def set_rates(self, epoch: int) -> None:
+        """Each member's place on its cosine over epochs, from its own learning rate to 0."""
         share = 0.5 * (1 + math.cos(math.pi * epoch / self.train.epochs))
         rates = [share * member.run.train.learning_rate for member in self.members]
-        return torch.tensor(rates, device=self.device)
+        self.rates.copy_(torch.tensor(rates))
 
-    def _order(self, epoch: int) -> list[tuple[int, Tensor]]:
+    def order(self, epoch: int) -> list[tuple[int, Tensor]]:
         """The batches of an epoch, as (segment, rows): a function of the task's seed and the epoch alone."""
         random = generator("cpu", self.members[0].run.task.seed, "order", epoch)
         shuffled = [torch.randperm(len(segment), generator=random).to(self.device) for segment in self.segments]
@@ -189,7 +191,8 @@ class Training:
         batches = [self.batches[i] for i in torch.randperm(len(self.batches), generator=random).tolist()]
         return [(segment, shuffled[segment][b * B : (b + 1) * B]) for segment, b in batches]
 
-    def _end_epoch(self, epoch: int, tell: Callable[[Run, list[dict[str, Any]]], None]) -> None:
+    def end_epoch(self, epoch: int, tell: Callable[[Run, list[dict[str, Any]]], None]) -> None:
+        """Validate every member and write its line of the log."""
         with self._autocast():
             answers = every_member(self.model, "answers")
             metrics, _ = evaluate(answers, self.optimizer.parameters, self.validation, self.train.batch_size)

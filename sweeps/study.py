@@ -1,86 +1,180 @@
 """A study: its points all checked before any runs, those of one shape grouped, what has a record left alone."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
 
-from omegaconf import DictConfig
 from rich.console import Console
 
 from models.settings import SettingError, SettingErrors
-from recallbench.config import Run, execution_of, plain, resolve
+from recallbench.claim import holder, server_time, take
+from recallbench.config import ExecutionConfig, Run, Settings, execution_of, resolve
+from recallbench.interrupt import deadline
 from recallbench.progress import watch
 from recallbench.record import RunDirectory, write_study
+from sweeps.launches import launch_folder, write_command
 
 Point = Sequence[str]
 """The overrides that make one point of a study."""
 
 
+class Checked(NamedTuple):
+    """A point of a study that can be run."""
+
+    point: Point
+    settings: Settings
+    run: Run
+
+
+class Job(NamedTuple):
+    """Runs that train together."""
+
+    overrides: list[str]
+    settings: Settings  # what the overrides come to: with `members` filled, all that a worker needs
+    runs: list[Run]
+
+    @property
+    def identities(self) -> list[str]:
+        return [run.identity for run in self.runs]
+
+
+@runtime_checkable
+class JobLauncher(Protocol):
+    """Who carries out jobs, here or elsewhere."""
+
+    submits: bool
+    """Whether `launch_jobs` returns once the jobs are in a queue, while they wait or run; `sweep.wait` aside."""
+
+    def check(self, runs: Sequence[Run], execution: ExecutionConfig) -> None:
+        """**Raises** `SettingError` or `SettingErrors` for what cannot be, before anything is written."""
+        ...
+
+    def launch_jobs(self, jobs: Sequence[Job], execution: ExecutionConfig, console: Console) -> None:
+        """Carry out jobs. **Raises** `Stopped` at a signal, everything saved; at the end of its time it returns."""
+        ...
+
+
 def run_study(
     points: Sequence[Point],
-    compose: Callable[[Point], DictConfig],
-    launch: Callable[[list[list[str]]], Any],
+    compose: Callable[[Point], Settings],
+    launcher: JobLauncher,
     console: Console,
+    command: Sequence[str] = (),
 ) -> None:
     """Check every point, file the study's manifest, and launch a job for each group of runs without a record.
 
-    **Arguments:** `compose`: from a point to its configuration; `launch`: runs jobs, a list of overrides each.
+    **Arguments:** `compose`: from a point to its settings; `command`: the arguments that ask for all this.
     **Raises** `SettingErrors` with a sentence for each thing that is wrong at any point, before anything runs.
     """
-    settings, runs = check_points(points, compose)
-    execution = execution_of(settings)
+    found = check_points(points, compose)
+    execution = execution_of(found[0].settings)
+    launcher.check([run for _, _, run in found], execution)
     if execution.study is not None:
-        write_study(execution.runs, execution.study, [run.identity for run in runs.values()])
-    directories = {point: RunDirectory(execution.runs, run) for point, run in runs.items()}
-    waiting = {p: d for p, d in directories.items() if execution.rerun or not d.has_record()}
+        identities = [run.identity for _, _, run in found]
+        write_study(execution.runs, execution.study, identities)
+        write_command(launch_folder(execution.runs, execution.study), command, identities)
+    directories = {point: RunDirectory(execution.runs, run.identity) for point, _, run in found}
+    if execution.rerun:
+        _set_aside(directories.values())
+    there = set(os.listdir(execution.runs)) if os.path.isdir(execution.runs) else set()
+    waiting = {p: d for p, d in directories.items() if d.identity not in there or not d.has_record()}
     title = execution.study or "sweep"
-    console.print(f"{title}: {_count(len(runs), 'run')}, {len(runs) - len(waiting)} done, {len(waiting)} to go")
+    console.print(
+        f"{title}: {_count(len(found), 'run')}, {len(found) - len(waiting)} done, {len(waiting)} to go", soft_wrap=True
+    )
     if not waiting:
         return
-    shared = set.intersection(*(set(point) for point in runs))
+    shared = set.intersection(*(set(point) for point in directories))
     labels = {" ".join(o for o in p if o not in shared) or title: d for p, d in waiting.items()}
-    jobs = group({point: directory.run for point, directory in waiting.items()})
-    with watch(labels, console, title):
-        launch(jobs)
+    jobs = group([checked for checked in found if checked.point in waiting])
+    queued = launcher.submits and not execution.sweep.wait
+    try:
+        with nullcontext() if queued else watch(labels, console, title):
+            launcher.launch_jobs(jobs, execution, console)
+    finally:
+        if not queued:
+            console.print(f"{title}: {tally(directories.values(), execution)}", soft_wrap=True)
 
 
-def check_points(
-    points: Sequence[Point], compose: Callable[[Point], DictConfig]
-) -> tuple[dict[str, Any], dict[Point, Run]]:
-    """The settings of the last point, and the run of each; of points that make the same run, the first alone."""
+def check_points(points: Sequence[Point], compose: Callable[[Point], Settings]) -> list[Checked]:
+    """The settings and the run of each point; of points that make the same run, the first alone."""
     errors: list[SettingError] = []
-    runs: dict[str, tuple[Point, Run]] = {}
-    settings: dict[str, Any] = {}
+    found: dict[str, Checked] = {}
     for point in points:
         try:
-            settings = plain(compose(point))
+            settings = compose(point)
             run = resolve(settings)
-            runs.setdefault(run.identity, (tuple(point), run))
-        except SettingErrors as found:
-            errors += found.errors
+            found.setdefault(run.identity, Checked(tuple(point), settings, run))
+        except SettingErrors as several:
+            errors += several.errors
         except SettingError as error:
             errors.append(error)
     if errors:
         raise SettingErrors(errors)
-    return settings, dict(runs.values())
+    return list(found.values())
 
 
-def group(runs: dict[Point, Run]) -> list[list[str]]:
-    """A job for each group of runs that can train together: the first one's overrides, and all as members."""
-    groups: dict[str, list[tuple[Point, Run]]] = {}
-    for point, run in runs.items():
-        groups.setdefault(run.group, []).append((point, run))
+def group(found: Iterable[Checked]) -> list[Job]:
+    """A job for each group of runs that can train together: the first one's settings, and all as members.
+
+    What a rerun replaces has been set aside by then, so that no job, of whatever process, is to do so again.
+    """
+    groups: dict[str, list[Checked]] = {}
+    for checked in found:
+        groups.setdefault(checked.run.group, []).append(checked)
     jobs = []
     for together in groups.values():
-        members = ",".join(
-            f"{{learning_rate:{run.train.learning_rate!r},seed:{run.seed},state_dtype:{_or_null(run.decode.state_dtype)}}}"
-            for _, run in together
-        )
-        jobs.append([*together[0][0], f"members=[{members}]"])
+        members = [
+            {"learning_rate": run.train.learning_rate, "seed": run.seed, "state_dtype": run.decode.state_dtype}
+            for _, _, run in together
+        ]
+        written = ",".join(f"{{{','.join(f'{k}:{_written(v)}' for k, v in member.items())}}}" for member in members)
+        point, settings, _ = together[0]
+        overrides = [*point, f"members=[{written}]", *(["rerun=false"] if settings["rerun"] else [])]
+        job = {**settings, "members": members, "rerun": False}
+        jobs.append(Job(overrides, job, [run for _, _, run in together]))
     return jobs
 
 
-def _or_null(value: str | None) -> str:
-    return "null" if value is None else value
+def tally(directories: Iterable[RunDirectory], execution: ExecutionConfig) -> str:
+    """How the runs of a study stand, in words."""
+    now, left = server_time(Path(execution.runs)), 0
+    counts: Counter[str] = Counter()
+    for directory in directories:
+        if directory.has_record():
+            counts["done"] += 1
+            counts["failed"] += directory.record()["status"] == "failed"
+        else:
+            left += 1
+            counts["held"] += holder(directory.path, now) is not None
+    parts = [f"{_count(counts['done'], 'run')} done" + (f" ({counts['failed']} failed)" if counts["failed"] else "")]
+    if left:
+        held = f" ({counts['held']} of them held by another process)" if counts["held"] else ""
+        parts.append(f"{left} left{held}")
+    over = deadline(execution.sweep.time_budget)
+    if left and over is not None and time.monotonic() >= over:
+        parts.append("the time budget is over, the same command goes on from here")
+    return ", ".join(parts)
+
+
+def _set_aside(directories: Iterable[RunDirectory]) -> None:
+    """Make room for a rerun of what has a record, unless another process is at it."""
+    for directory in directories:
+        if directory.has_record() and (claim := take(directory.path)):
+            try:
+                if directory.has_record():
+                    directory.set_aside()
+            finally:
+                claim.release()
+                claim.forget_earlier()
+
+
+def _written(value: float | str | None) -> str:
+    return "null" if value is None else value if isinstance(value, str) else repr(value)
 
 
 def _count(n: int, noun: str) -> str:

@@ -52,7 +52,7 @@ def call(monkeypatch, capsys, tmp_path) -> Callable[..., Called]:
     torch.set_num_threads(1)
 
     def called(*arguments: str) -> Called:
-        monkeypatch.setattr(sys, "argv", ["recallbench", *arguments])
+        monkeypatch.setattr(sys, "argv", ["recallbench", *arguments, "hydra/launcher=basic"])  # in this process
         capsys.readouterr()
         try:
             main()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import PositiveInt
 import recallbench
 from models.mixers import ALL_MIXERS
 from models.mixers.attention import Attention
+from recallbench.claim import take
 
 WHOLE = "it must be a whole number from 0 to 2^64 - 1"
 
@@ -67,6 +69,9 @@ MISTAKES = [
     ("seed=-1", f"seed is -1: {WHOLE}"),
     ("seed=18446744073709551616", f"seed is 18446744073709551616: {WHOLE}"),
     ("task.power=inf", "task.power is inf: it should be a finite number"),
+    ("sweep.time_budget=soon", "sweep.time_budget is 'soon': it must be a time such as 90s, 9min, 1.5h or 2d, or null"),
+    ("sweep.time_budget=0", "sweep.time_budget is 0: it must be a time such as 90s, 9min, 1.5h or 2d, or null"),
+    ("sweep.runs_per_task=0", "sweep.runs_per_task is 0: it should be greater than 0"),
     # at odds with another setting, or with the machine
     ("mixer.num_heads=3", "mixer.num_heads is 3: it must divide the model width d_model = 8"),
     (
@@ -161,6 +166,30 @@ def test_one_run_by_default_in_the_folder_runs(call, tiny, tmp_path):
     assert files(tmp_path) == before
     assert call(*tiny("mixer=attention", "rerun=true")).status == 0
     assert len(list(tmp_path.glob("runs/*/earlier/*.result.json"))) == 1
+
+
+def test_a_run_that_another_process_holds_is_left_to_it(call, tiny, tmp_path):
+    assert call(*tiny("mixer=attention", "runs=before")).status == 0
+    (identity,) = (path.name for path in (tmp_path / "before").iterdir())
+    claim = take(tmp_path / "runs" / identity)
+    done = call(*tiny("mixer=attention"))
+    claim.release()
+    assert done.status == 1
+    assert f"attention runs/{identity} is left to process {os.getpid()} on {platform.node()}, since 2" in done.err
+    assert call(*tiny("mixer=attention")).status == 0
+    assert len(records(tmp_path / "runs")) == 1
+
+
+def test_a_sweep_that_others_are_at_says_so(call, tiny, tmp_path):
+    sweep = tiny("-m", "mixer=attention", "model.d_model=8,16")
+    assert call(*sweep, "runs=before").status == 0
+    identities = [path.name for path in (tmp_path / "before").iterdir()]
+    claim = take(tmp_path / "runs" / identities[0])
+    done = call(*sweep)
+    claim.finish()
+    assert done.status == 0
+    assert done.out.splitlines()[-1] == "sweep: 1 run done, 1 left (1 of them held by another process)"
+    assert call(*sweep).out.splitlines()[-1] == "sweep: 2 runs done"
 
 
 def test_a_sweep_runs_what_is_missing_and_nothing_twice(call, tiny, tmp_path):

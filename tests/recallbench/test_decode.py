@@ -38,7 +38,7 @@ def test_token_by_token_scores_what_the_parallel_form_scores(mixer):
     settings = {key: value for key, value in SMALL.items() if key != "name"}
     slices = TASKS["mqar"](**settings, num_examples=8, num_test_examples=50).examples("test", "cpu")
     stacked = {name: p.detach()[None] for name, p in model.named_parameters()}
-    parallel, parallel_slices = evaluate(every_member(model), stacked, slices, batch_size=16)
+    parallel, parallel_slices = evaluate(every_member(model, "answers"), stacked, slices, batch_size=16)
     recurrent, recurrent_slices = evaluate_recurrently(model, slices, batch_size=16, dtype=torch.float32)
     assert recurrent["accuracy"] == pytest.approx(parallel[0]["accuracy"], abs=0.011)  # a tie may fall either way
     assert recurrent["loss"] == pytest.approx(parallel[0]["loss"], rel=1e-5)
@@ -50,12 +50,12 @@ def test_token_by_token_scores_what_the_parallel_form_scores(mixer):
 def test_a_state_dtype_needs_no_training_of_its_own(tmp_path):
     execution = ExecutionConfig(runs=str(tmp_path))
     execute([run_of("bfloat16")], execution, StopRequest())
-    trained, rounded = (RunDirectory(tmp_path, run_of(dtype)) for dtype in (None, "bfloat16"))
+    trained, rounded = (RunDirectory(tmp_path, run_of(dtype).identity) for dtype in (None, "bfloat16"))
     written = trained.record_path.stat().st_mtime_ns
     execute([run_of(None), run_of("bfloat16"), run_of("float8_e5m2")], execution, StopRequest())
     assert trained.record_path.stat().st_mtime_ns == written
 
-    coarse = RunDirectory(tmp_path, run_of("float8_e5m2"))
+    coarse = RunDirectory(tmp_path, run_of("float8_e5m2").identity)
     records = [json.loads(d.record_path.read_text()) for d in (trained, rounded, coarse)]
     assert len({record["identity"] for record in records}) == 3
     assert [record["state"]["dtype"] for record in records] == ["float32", "bfloat16", "float8_e5m2"]
@@ -69,7 +69,7 @@ def test_a_state_dtype_needs_no_training_of_its_own(tmp_path):
 def test_what_did_not_train_cannot_be_decoded(tmp_path):
     hot = resolve({**CONFIG, "train": {**CONFIG["train"], "learning_rate": 1e30}, "decode": {"state_dtype": "float16"}})
     execute([hot], ExecutionConfig(runs=str(tmp_path)), StopRequest())
-    record = RunDirectory(tmp_path, hot).record()
+    record = RunDirectory(tmp_path, hot.identity).record()
     assert record["status"] == "diverged"
     assert "training" in record["reason"]
 

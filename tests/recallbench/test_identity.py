@@ -114,6 +114,7 @@ EXECUTION = {
     "logger": {"name": "wandb", "project": "other", "entity": "us"},
     "checkpoint_seconds": 1,
     "rerun": True,
+    "sweep": {"wait": True, "runs_per_task": 8, "time_budget": "9min"},
 }
 
 

@@ -44,7 +44,7 @@ def in_a_process(folder, last_moment=None):
                 os.kill(os.getpid(), signal.SIGKILL)
         def before(act):
             return lambda *arguments, **options: (live_or_die(), act(*arguments, **options))[1]
-        for name in ("fsync", "replace", "unlink"):
+        for name in ("fsync", "replace", "link", "unlink"):
             setattr(os, name, before(getattr(os, name)))
         def open_and(file, mode="r", *options, openly=io.open, **more):
             opened = openly(file, mode, *options, **more)

@@ -19,7 +19,10 @@ from pydantic import PositiveInt
 import recallbench
 from models import Mixer, build_model
 from models.mixers import ALL_MIXERS
-from recallbench.record import RunDirectory, code_version, write_atomically, write_study
+from recallbench.checkpoint import TrainingDirectory
+from recallbench.disk import write_atomically
+from recallbench.provenance import code_version
+from recallbench.record import write_study
 from recallbench.state import measure_state
 
 SEGMENTS = {
@@ -122,7 +125,7 @@ def test_a_rerun_keeps_what_was_there(run, carry_out, outcome, tmp_path):
 def test_a_rerun_begins_at_the_beginning(run, carry_out, tmp_path):
     """Even where a process was killed between its record and the removal of its last checkpoint."""
     carry_out(tmp_path, [run({"train.stop_at_accuracy": None})])
-    directory = RunDirectory(tmp_path, run({"train.stop_at_accuracy": None}))
+    directory = TrainingDirectory(tmp_path, run({"train.stop_at_accuracy": None}))
     directory.save_checkpoint({"step": 12, "log": "of a process that was killed"})
     (again,) = carry_out(tmp_path, [directory.run], rerun=True)
     assert again["status"] == "completed"
@@ -270,7 +273,7 @@ def test_the_code_version_is_a_commit_only_of_our_own_checkout(tmp_path):
     identity = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a"}
     for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "other"]):
         subprocess.run(["git", *command], cwd=installed, env={**os.environ, **identity}, check=True)
-    program = "import recallbench.record as r; print(r.__file__, r.code_version())"
+    program = "import recallbench.provenance as r; print(r.__file__, r.code_version())"
     done = subprocess.run([sys.executable, "-c", program], cwd=installed, capture_output=True, text=True, check=True)
     file, version = done.stdout.split()
     assert Path(file).is_relative_to(installed)

@@ -160,7 +160,8 @@ def test_a_signal_stops_a_command_and_the_same_command_goes_on(number, tmp_path)
     _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (130, "stopped, everything saved; the same command goes on from here\n")
     (directory,) = runs.iterdir()
-    assert sorted(path.name for path in directory.iterdir()) == ["checkpoint.pt", "config.yaml", "log.jsonl"]
+    left = {"checkpoint.pt", "claim.0", "config.yaml", "log.jsonl"}
+    assert {path.name for path in directory.iterdir()} == left
     stopped = [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
     assert 1 <= len(stopped) < 10
 

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from models.settings import SettingError, SettingErrors
 from recallbench.__main__ import CONFIGURATION
+from recallbench.checkpoint import TrainingDirectory
 from recallbench.config import plain, resolve, runs_of
-from recallbench.record import RunDirectory
 from sweeps.compose import Composer
 from sweeps.grid import expand
 from sweeps.study import check_points, group, run_study
@@ -65,11 +65,11 @@ values = st.lists(
 def test_points_are_composed_as_hydra_composes_them(point, compose):
     def outcome(composer):
         try:
-            return plain(composer(point))
+            return composer(point)
         except (HydraException, SettingError) as error:
             return type(error), str(error).splitlines()[0]
 
-    assert outcome(compose) == outcome(load)
+    assert outcome(compose) == outcome(lambda point: plain(load(point)))
 
 
 sound = st.lists(
@@ -88,10 +88,14 @@ sound = st.lists(
 @settings(max_examples=12, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
 @given(points=sound)
 def test_every_run_is_in_one_job_with_what_differs_in_rate_and_seed_alone(points, compose):
-    _, runs = check_points(points, compose)
-    identities = {resolve(plain(compose(point))).identity for point in points}
-    assert len(runs) == len(identities)
-    jobs = [runs_of(plain(compose(job))) for job in group(runs)]
+    found = check_points(points, compose)
+    identities = {resolve(compose(point)).identity for point in points}
+    assert len(found) == len(identities)
+    grouped = group(found)
+    jobs = [runs_of(job.settings) for job in grouped]
+    for job, runs in zip(grouped, jobs, strict=True):  # by settings, by overrides and as a list, they are the same
+        assert [run.identity for run in runs_of(compose(job.overrides))] == job.identities
+        assert [run.identity for run in runs] == job.identities
     of_jobs = [run.identity for job in jobs for run in job]
     assert sorted(of_jobs) == sorted(identities)
     free = {"train.learning_rate", "seed"}
@@ -107,10 +111,25 @@ def test_every_study_that_comes_along_can_be_run(name, compose):
     composed = hydra.compose("config", overrides=[f"+study={name}"], return_hydra_config=True)
     sweeper = composed.hydra.sweeper
     points = expand([f"+study={name}"], sweeper.params, sweeper.grids, GlobalHydra.instance().config_loader())
-    settings_of_one, runs = check_points(points, compose)
-    assert settings_of_one["study"] == name
-    jobs = group(runs)
-    assert sum(len(runs_of(plain(compose(job)))) for job in jobs) == len(runs) >= len(jobs) > 1
+    found = check_points(points, compose)
+    assert {checked.settings["study"] for checked in found} == {name}
+    jobs = group(found)
+    assert sum(len(runs_of(job.settings)) for job in jobs) == len(found) >= len(jobs) > 1
+
+
+class Noting:
+    """A launcher that notes its jobs and carries none out."""
+
+    submits = False
+
+    def __init__(self):
+        self.jobs = []
+
+    def check(self, runs, execution):
+        pass
+
+    def launch_jobs(self, jobs, execution, console):
+        self.jobs += jobs
 
 
 @pytest.fixture
@@ -118,10 +137,10 @@ def study(compose, tmp_path):
     """Run a study whose launcher notes its jobs; what was printed, and the jobs."""
 
     def of(points, *overrides):
-        jobs, said = [], Console(file=io.StringIO(), width=200)
+        launcher, said = Noting(), Console(file=io.StringIO(), width=200)
         shared = (f"runs={tmp_path}/runs", *overrides)
-        run_study([(*shared, *point) for point in points], compose, jobs.extend, said)
-        return said.file.getvalue(), jobs
+        run_study([(*shared, *point) for point in points], compose, launcher, said)
+        return said.file.getvalue(), launcher.jobs
 
     return of
 
@@ -141,12 +160,13 @@ def test_what_has_a_record_is_left_alone_unless_asked(study, compose, tmp_path):
     points = [("seed=0",), ("seed=1",), ("seed=1", "task.seed=0"), ("seed=0", "model.d_model=32")]
 
     def seeds(jobs):
-        return [[run.seed for run in runs_of(plain(compose(job)))] for job in jobs]
+        return [[run.seed for run in job.runs] for job in jobs]
 
     said, jobs = study(points)
     assert said.startswith("sweep: 3 runs, 0 done, 3 to go")
     assert seeds(jobs) == [[0, 1], [0]]
-    directory = RunDirectory(tmp_path / "runs", resolve(plain(compose(("seed=1",)))))
+    directory = TrainingDirectory(tmp_path / "runs", resolve(compose(("seed=1",))))
+    directory.take()
     directory.begin()
     directory.write_record(None, "completed", None, {})
     said, jobs = study(points)
@@ -159,13 +179,11 @@ def test_what_has_a_record_is_left_alone_unless_asked(study, compose, tmp_path):
 
 def test_the_manifest_lists_every_run_of_a_study(compose, tmp_path):
     def named(point):
-        config = compose(point)
-        config.study = "mine"
-        return config
+        return {**compose(point), "study": "mine"}
 
     for seeds in ((0, 1), (1, 2)):
         points = [(f"runs={tmp_path}", f"seed={seed}") for seed in seeds]
-        run_study(points, named, lambda jobs: None, Console(file=io.StringIO()))
+        run_study(points, named, Noting(), Console(file=io.StringIO()))
     manifest = json.loads((tmp_path / "studies" / "mine.json").read_text())
-    expected = [resolve(plain(compose((f"seed={seed}",)))).identity for seed in (0, 1, 2)]
+    expected = [resolve(compose((f"seed={seed}",))).identity for seed in (0, 1, 2)]
     assert manifest == {"study": "mine", "identities": expected}

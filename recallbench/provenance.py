@@ -1,0 +1,47 @@
+"""Where a result comes from: code and package versions, device, host, time."""
+
+import functools
+import importlib.metadata
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "triton", "numpy", "pydantic", "hydra-core")
+
+
+def provenance(device: torch.device, members: int) -> dict[str, Any]:
+    """Where a result comes from: code and package versions, device, host, time, and how many members trained along."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "code_version": code_version(),
+        "packages": {package: _version(package) for package in PACKAGES},
+        "python": platform.python_version(),
+        "device": name,
+        "host": platform.node(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "members": members,
+    }
+
+
+@functools.cache
+def code_version() -> str:
+    """The commit of the checkout that runs, marked where it has uncommitted changes, or else the package's version."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
+    tracked = subprocess.run([*command[:3], "ls-files", "--error-unmatch", __file__], capture_output=True, check=False)
+    if tracked.returncode == 0:
+        described = subprocess.run(command, capture_output=True, text=True, check=False)
+        if described.returncode == 0:
+            return described.stdout.strip()
+    return _version("recallbench") or "unknown"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
