@@ -58,8 +58,8 @@ def linear_attention(
     def final_state() -> Tensor:
         return (_chunk_states(phi(kc), vc, state) if states is None else states)[:, :, -1].clone()
 
-    out, total = (None if t is None else t.flatten(2, 3)[..., :N, :] for t in (out, total))
-    return out, total, final_state
+    total = None if total is None else total.flatten(2, 3)[..., :N, :]
+    return out.flatten(2, 3)[..., :N, :], total, final_state
 
 
 def _chunk_states(phi_k: Tensor, v: Tensor, state: Tensor | None) -> Tensor:

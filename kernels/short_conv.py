@@ -24,7 +24,9 @@ def short_conv(x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor) -> 
     N, k = x.shape[1], weight.shape[2]
     inputs = torch.cat([past.to(x.dtype), x], dim=1)  # [B, k - 1 + N, D]
     if k <= MAX_SHIFTS:
-        y = sum(inputs[:, i : i + N] * weight[:, 0, i] for i in range(k))
+        y = inputs[:, :N] * weight[:, 0, 0]
+        for i in range(1, k):
+            y = y + inputs[:, i : i + N] * weight[:, 0, i]
         y = (y if bias is None else y + bias).to(x.dtype)
     elif x.is_cuda:
         y = long_conv(inputs, weight[:, 0].flip(-1).T)[:, k - 1 :]

@@ -5,6 +5,7 @@ compiles. Times are a member's share of a step of four members in lockstep.
 """
 
 import argparse
+import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -143,11 +144,10 @@ def _shape(row: dict[str, Any]) -> Iterator[int]:
 def over_based(rows: pd.DataFrame) -> pd.Series:
     """Each value in units of Based's (Taylor linear attention) of the same width, shape and measure."""
     same = ["d_model", "measured", "sequence_length", "num_kv_pairs"]
-    based = rows[rows["mixer"] == "linear_attention"].set_index(same)["value"]
-    keys = [tuple(key) for key in rows[same].itertuples(index=False)]
-    reference = {tuple(map(str, key)): value for key, value in based.items()}  # as text, since no NaN equals another
-    own = [reference.get(tuple(map(str, key))) for key in keys]
-    return pd.Series([v / r if r else None for v, r in zip(rows["value"], own, strict=True)], rows.index, dtype="float")
+    keys = [tuple(str(row[key]) for key in same) for row in rows.to_dict("records")]  # as text: no NaN equals another
+    values, mixers = rows["value"].tolist(), rows["mixer"].tolist()
+    based = {key: value for key, value, mixer in zip(keys, values, mixers, strict=True) if mixer == "linear_attention"}
+    return pd.Series([value / based.get(key, math.nan) for key, value in zip(keys, values, strict=True)], rows.index)
 
 
 def main() -> None:

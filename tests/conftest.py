@@ -1,0 +1,25 @@
+"""How workers of pytest-xdist share the tests."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from xdist.scheduler import LoadScopeScheduling
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "LoadScopeScheduling":
+    """One worker takes all tests of SLURM, of which there is one; the others go one by one to who is free.
+
+    The mark `xdist_group` would do that, but for pytest-xdist 3.8 with pytest 9, where it has no effect.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class SlurmTogether(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            folder = Path(nodeid.partition("::")[0]).parent.name
+            return folder if folder == "slurm" else nodeid
+
+    return SlurmTogether(config, log)
