@@ -10,9 +10,7 @@ from kernels.selective_scan_triton import blocks
 
 CUDA = torch.cuda.is_available()
 if not CUDA and os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip(
-        "without a GPU, test_selective_scan_interpreted.py runs these in another process", allow_module_level=True
-    )
+    pytest.skip("without a GPU, test_in_the_interpreter.py runs these in another process", allow_module_level=True)
 
 DEVICE = "cuda" if CUDA else "cpu"
 NAMES = ("y", "state", "dx", "ddt", "dA", "dB", "dC", "dstate")

@@ -1,7 +1,7 @@
-"""Runs test_selective_scan_triton.py where there is no GPU.
+"""Runs the tests of Triton kernels where there is no GPU.
 
 Triton fixes whether it interprets when it is first imported, and other tests may have imported it by then; hence a
-process of its own.
+process of their own.
 """
 
 import os
@@ -12,16 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 
+HERE = Path(__file__).parent
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="test_selective_scan_triton.py runs on the GPU itself")
-def test_kernels_in_the_interpreter():
-    tests = Path(__file__).with_name("test_selective_scan_triton.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n0", str(tests)]
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are tested on the GPU itself")
+@pytest.mark.parametrize("tests", sorted(path.name for path in HERE.glob("test_*_triton.py")))
+def test_kernels_in_the_interpreter(tests):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n0", str(HERE / tests)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(
         command,
         env={**environment, "TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[2],
+        cwd=HERE.parents[1],
         capture_output=True,
         text=True,
         check=False,

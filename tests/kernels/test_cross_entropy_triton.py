@@ -1,0 +1,104 @@
+"""The Triton kernels of the linear head's cross-entropy against PyTorch's in float64, on a GPU or interpreted."""
+
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kernels.cross_entropy import IGNORED, linear_answers, linear_cross_entropy
+from kernels.cross_entropy_triton import fused_answers, fused_cross_entropy
+
+CUDA = torch.cuda.is_available()
+if not CUDA and os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("without a GPU, test_in_the_interpreter.py runs these in another process", allow_module_level=True)
+
+DEVICE = "cuda" if CUDA else "cpu"
+HALF = torch.bfloat16 if CUDA else torch.float16  # the interpreter multiplies the bits of bfloat16 as integers
+TOLERANCE = {torch.float32: 1e-5, HALF: 1e-2}
+SHAPES = [(1, 16, 2), (3, 8, 300), (70, 48, 129), (17, 200, 64)]
+LARGE = [(16384, 128, 8192), (1024, 64, 8192), (2049, 256, 5000), (300, 130, 50257)]
+
+
+def operands(R, D, V, dtype):
+    """Rows [R, D] and weights [V, D] whose logits are a few units large, targets [R], some of which ask nothing."""
+    generator = torch.Generator().manual_seed(R + D + V)
+    x, weight = torch.randn(R, D, generator=generator), 3 * torch.randn(V, D, generator=generator) / D**0.5
+    targets = torch.randint(V, (R,), generator=generator)
+    targets[torch.rand(R, generator=generator) < 0.2] = IGNORED
+    x, weight = (t.to(DEVICE, dtype).requires_grad_() for t in (x, weight))
+    return x, weight, targets.to(DEVICE)
+
+
+def exactly(x, weight, targets):
+    x, weight = (t.detach().double().requires_grad_() for t in (x, weight))
+    return x, weight, F.cross_entropy(x @ weight.T, targets, ignore_index=IGNORED, reduction="none")
+
+
+def close(actual, expected, tolerance):
+    distance = (actual.double() - expected).norm() / expected.norm().clamp_min(1e-30)
+    assert distance <= tolerance, f"{distance.item():.1e} of its norm"
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", SHAPES + LARGE * CUDA, ids=str)
+def test_losses_and_gradients(shape, dtype):
+    x, weight, targets = operands(*shape, dtype)
+    losses = fused_cross_entropy(x, weight, targets)
+    x64, weight64, exact = exactly(x, weight, targets)
+    close(losses.detach(), exact.detach(), TOLERANCE[dtype])
+    assert (losses[targets == IGNORED] == 0).all()
+    share = torch.rand(len(x), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    gradients = torch.autograd.grad(losses @ share, [x, weight])
+    for actual, expected, of in zip(
+        gradients, torch.autograd.grad(exact @ share.double(), [x64, weight64]), (x, weight), strict=True
+    ):
+        close(actual, expected, TOLERANCE[dtype])
+        assert actual.dtype == of.dtype
+
+
+@pytest.mark.parametrize("shape", SHAPES + LARGE * CUDA, ids=str)
+def test_answers_are_the_largest_logits(shape):
+    x, weight, targets = operands(*shape, torch.float32)
+    losses, answers = fused_answers(x, weight, targets)
+    _, _, exact = exactly(x, weight, targets)
+    close(losses, exact.detach(), TOLERANCE[torch.float32])
+    logits = x.detach().double() @ weight.detach().double().T
+    chosen = logits.gather(1, answers[:, None]).squeeze(1)
+    torch.testing.assert_close(chosen, logits.max(1).values, rtol=0, atol=1e-4)  # of two that are equal, either
+
+
+def test_the_first_of_equal_logits_is_the_answer():
+    weight = torch.ones(300, 16, device=DEVICE)
+    weight[7:290:90] = 2
+    _, answers = fused_answers(torch.ones(5, 16, device=DEVICE), weight, torch.zeros(5, dtype=int, device=DEVICE))
+    assert answers.tolist() == [7] * 5
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_logits_far_apart_stay_finite(dtype):
+    x, weight, targets = operands(8, 16, 40, dtype)
+    losses = fused_cross_entropy(20 * x, 20 * weight, targets)
+    gradients = torch.autograd.grad(losses.sum(), [x, weight])
+    assert all(t.isfinite().all() for t in (losses, *gradients))
+
+
+def test_no_row_at_all():
+    x, weight = torch.zeros(0, 16, device=DEVICE, requires_grad=True), torch.ones(9, 16, device=DEVICE)
+    weight.requires_grad_()
+    losses = fused_cross_entropy(x, weight, torch.zeros(0, dtype=int, device=DEVICE))
+    assert losses.shape == (0,)
+    assert (torch.autograd.grad(losses.sum(), weight)[0] == 0).all()
+
+
+@pytest.mark.skipif(not CUDA, reason="the public functions take the kernels on a GPU alone")
+@pytest.mark.parametrize("width", [64, 1024])
+def test_public_functions_of_any_width_under_autocast(width):
+    x, weight, targets = operands(40, width, 500, torch.float32)
+    _, _, exact = exactly(x.bfloat16(), weight.bfloat16(), targets)
+    with torch.autocast("cuda", torch.bfloat16):
+        losses = linear_cross_entropy(x.view(5, 8, width), weight, targets.view(5, 8))
+        again, _ = linear_answers(x.view(5, 8, width), weight, targets.view(5, 8))
+    for actual in (losses, again):
+        assert (actual.shape, actual.dtype) == ((5, 8), torch.float32)
+        close(actual.detach().flatten(), exact.detach(), 1e-2)
