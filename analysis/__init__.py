@@ -5,11 +5,12 @@ Reads what the runs left on disk, so it needs neither torch nor the rooms that w
 
 from analysis.architectures import at_best_learning_rate, points
 from analysis.pareto import frontier
-from analysis.records import BrokenRecordError, NoRecordsError, by_slice, load, save
+from analysis.records import BrokenRecordError, NoRecordsError, as_records, by_slice, load, save
 
 __all__ = [
     "BrokenRecordError",
     "NoRecordsError",
+    "as_records",
     "at_best_learning_rate",
     "by_slice",
     "frontier",

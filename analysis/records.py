@@ -1,6 +1,7 @@
 """Run records as one tidy DataFrame, from JSON or Parquet."""
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,6 +15,10 @@ from pandas import DataFrame, Series
 Source = str | os.PathLike[str]
 
 _JSON_COLUMNS = b"recallbench.json_columns"
+
+_OWN = {"identity", "study", "status", "reason", "family", "slices"}
+_MEASURED = {"state", "cost", "provenance"}
+"""A record's own fields, single and nested; its others are settings, dotted, or metrics, but for the seed."""
 
 
 class BrokenRecordError(ValueError):
@@ -68,6 +73,28 @@ def save(runs: DataFrame, path: Source) -> None:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def as_records(runs: DataFrame) -> Iterator[dict[str, Any]]:
+    """The run record of each row, from which `load` reads that row again; what a row lacks is left out."""
+    for row in runs.to_dict("records"):
+        record: dict[str, Any] = {"study": None, "reason": None, "slices": None, "config": {}, "metrics": {}}
+        for column, value in row.items():
+            name = str(column)
+            group, *path = name.split(".")
+            if value is None or (isinstance(value, float) and math.isnan(value)):
+                continue
+            if name in _OWN:
+                at, last = record, name
+            elif group in _MEASURED:
+                at, last = record.setdefault(group, {}), path[-1]
+                for part in path[:-1]:
+                    at = at.setdefault(part, {})
+            else:
+                at, last = record["config" if path or name == "seed" else "metrics"], name
+            # A column with gaps holds its integers as floats.
+            at[last] = int(value) if isinstance(value, float) and value.is_integer() else value
+        yield {**record, "metrics": record["metrics"] or None}
 
 
 def by_slice(runs: DataFrame) -> DataFrame:

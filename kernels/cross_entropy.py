@@ -45,8 +45,8 @@ def _fused(x: Tensor) -> bool:
 
 
 def _operands(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows [R, D] and weights in the dtype of the products."""
-    return x.flatten(0, -2).to(_product_dtype(x)), weight.to(_product_dtype(x))
+    """Rows [R, D] in the dtype of the products, and the weights, whose gradient keeps the precision of theirs."""
+    return x.flatten(0, -2).to(_product_dtype(x)), weight
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:

@@ -2,8 +2,9 @@
 
 The gradient of a row's loss is a softmax-weighted mean of rows of W less the target's, so the forward pass is that of
 attention with queries x and with W as keys and as values (Dao et al. 2022, arXiv 2205.14135): it goes once over W and
-leaves the loss, its logarithm of the sum and the row's gradient, [R, D]. The backward pass scales that gradient, and
-goes once over x for the gradient of W, the logits computed again.
+leaves the loss, its logarithm of the sum and the row's gradient, [R, D]. Where rows are few, several programs share a
+pass over W, each a span of tokens, and what they find is merged after. The backward pass scales that gradient, and goes
+once over x for the gradient of W, the logits computed again.
 
 With R rows, D features and V tokens: 4 R V D operations forward and 4 R V D backward, of 2 R V D each at least for the
 logits alone; bytes are those of x, W and their gradients, as the R V logits stay on the chip.
@@ -19,25 +20,29 @@ from torch import Tensor
 MAX_WIDTH = {torch.bfloat16: 512, torch.float16: 512, torch.float32: 256}
 """The largest D whose rows the kernels hold on the chip, by the dtype of the products."""
 
+PROGRAMS = 132
+"""So many share a pass over W, one for each processor of an H100, where it has the tokens to go round."""
+
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _forward(
-    x_ptr, w_ptr, target_ptr, loss_ptr, lse_ptr, dx_ptr, answer_ptr,
-    R, V,
+def _partial(
+    x_ptr, w_ptr, high_ptr, total_ptr, mean_ptr, best_ptr,
+    R, V, span,
     D: tl.constexpr, BR: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr,
     GRADIENT: tl.constexpr, ANSWER: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """BR rows against all of W, BV tokens at a time. Logarithms are to base 2, where the hardware's exponential is."""
+    """BR rows against a span of W, BV tokens at a time. Logarithms are to base 2, as the hardware's exponential is."""
     r = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
     d = tl.arange(0, BD)
+    start = tl.program_id(1) * span
     x = tl.load(x_ptr + r[:, None] * D + d, mask=(r < R)[:, None] & (d < D), other=0.0)
     high = tl.full([BR], -float("inf"), tl.float32)
     total = tl.zeros([BR], tl.float32)
     mean = tl.zeros([BR, BD], tl.float32)
-    best = tl.zeros([BR], tl.int64)
-    for first in range(0, V, BV):
+    best = tl.zeros([BR], tl.int32)
+    for first in range(start, tl.minimum(start + span, V), BV):
         v = first + tl.arange(0, BV)
         w = tl.load(w_ptr + v[:, None] * D + d, mask=(v < V)[:, None] & (d < D), other=0.0)
         z = tl.dot(x, w.T, input_precision=PRECISION) * LOG2E  # [BR, BV]
@@ -52,9 +57,45 @@ def _forward(
         if GRADIENT:
             mean = mean * scale[:, None] + tl.dot(p.to(w.dtype), w, input_precision=PRECISION)
         high = higher
+    at = tl.program_id(1) * R + r
+    tl.store(high_ptr + at, high, mask=r < R)
+    tl.store(total_ptr + at, total, mask=r < R)
+    if ANSWER:
+        tl.store(best_ptr + at, best, mask=r < R)
+    if GRADIENT:
+        tl.store(mean_ptr + at[:, None] * D + d, mean, mask=(r < R)[:, None] & (d < D))
+
+
+@triton.jit
+def _merge(
+    x_ptr, w_ptr, target_ptr, high_ptr, total_ptr, mean_ptr, best_ptr, loss_ptr, lse_ptr, dx_ptr, answer_ptr,
+    R, spans,
+    D: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr, GRADIENT: tl.constexpr, ANSWER: tl.constexpr,
+):  # fmt: skip
+    """What BR rows come to over all spans: the loss, and its gradient or the token of the largest logit."""
+    r = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
+    d = tl.arange(0, BD)
+    inside = (r < R)[:, None] & (d < D)
+    high = tl.full([BR], -float("inf"), tl.float32)
+    total = tl.zeros([BR], tl.float32)
+    mean = tl.zeros([BR, BD], tl.float32)
+    best = tl.zeros([BR], tl.int32)
+    for span in range(spans):
+        at = span * R + r
+        here = tl.load(high_ptr + at, mask=r < R, other=0.0)
+        if ANSWER:
+            best = tl.where(here > high, tl.load(best_ptr + at, mask=r < R, other=0), best)
+        higher = tl.maximum(high, here)
+        before, added = tl.exp2(high - higher), tl.exp2(here - higher)
+        total = total * before + tl.load(total_ptr + at, mask=r < R, other=1.0) * added
+        if GRADIENT:
+            part = tl.load(mean_ptr + at[:, None] * D + d, mask=inside, other=0.0)
+            mean = mean * before[:, None] + part * added[:, None]
+        high = higher
     lse = high + tl.log2(total)
     target = tl.load(target_ptr + r, mask=r < R, other=-1)
     asked = target >= 0
+    x = tl.load(x_ptr + r[:, None] * D + d, mask=inside, other=0.0)
     own = tl.load(w_ptr + tl.where(asked, target, 0)[:, None] * D + d, mask=asked[:, None] & (d < D), other=0.0)
     answer_logit = tl.sum(x.to(tl.float32) * own.to(tl.float32), 1)
     tl.store(loss_ptr + r, tl.where(asked, lse / LOG2E - answer_logit, 0.0), mask=r < R)
@@ -63,7 +104,7 @@ def _forward(
     if GRADIENT:
         tl.store(lse_ptr + r, lse, mask=r < R)
         dx = tl.where(asked[:, None], mean / total[:, None] - own.to(tl.float32), 0.0)
-        tl.store(dx_ptr + r[:, None] * D + d, dx.to(dx_ptr.dtype.element_ty), mask=(r < R)[:, None] & (d < D))
+        tl.store(dx_ptr + r[:, None] * D + d, dx.to(dx_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -101,15 +142,31 @@ def _weight_gradient(
 @torch.library.custom_op("recallbench::cross_entropy_forward", mutates_args=())
 def _cross_entropy_forward(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, the logarithm of the sum to base 2, and the gradient of the loss by the row: [R], [R], [R, D]."""
-    x, weight, targets = x.contiguous(), weight.contiguous(), targets.contiguous()
-    (R, D), V = x.shape, weight.shape[0]
-    loss, lse = x.new_empty(R, dtype=torch.float32), x.new_empty(R, dtype=torch.float32)
-    dx = torch.empty_like(x)
-    blocks = _blocks(R, D, x.dtype, passed=128)
-    want = {"GRADIENT": True, "ANSWER": False}
-    if R:
-        _forward[(triton.cdiv(R, blocks["BR"]),)](x, weight, targets, loss, lse, dx, None, R, V, **want, **blocks)
+    loss, lse, dx, _ = _forward(x, weight, targets, gradient=True)
     return loss, lse, dx
+
+
+def _forward(x: Tensor, weight: Tensor, targets: Tensor, *, gradient: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Losses [R], and with `gradient` their logarithms and gradients as above, or without it the answers [R]."""
+    x, weight, targets = x.contiguous(), weight.to(x.dtype).contiguous(), targets.contiguous()
+    (R, D), V = x.shape, weight.shape[0]
+    loss, lse = (x.new_empty(R, dtype=torch.float32) for _ in range(2))
+    dx, answer = torch.empty_like(x), torch.empty_like(targets)
+    if not R:
+        return loss, lse, dx, answer
+    blocks = _blocks(R, D, x.dtype, passed=128, few=256)
+    programs, rounds = triton.cdiv(R, blocks["BR"]), triton.cdiv(V, blocks["BV"])
+    span = triton.cdiv(rounds, min(rounds, max(1, PROGRAMS // programs))) * blocks["BV"]
+    spans = -(-V // span)
+    high, total = (x.new_empty(spans, R, dtype=torch.float32) for _ in range(2))
+    mean = x.new_empty(spans, R, D, dtype=torch.float32) if gradient else high
+    best = high if gradient else x.new_empty(spans, R, dtype=torch.int32)
+    want = {"GRADIENT": gradient, "ANSWER": not gradient}
+    _partial[(programs, spans)](x, weight, high, total, mean, best, R, V, span, **want, **blocks)
+    parts, out = (high, total, mean, best), (loss, lse, dx, answer)
+    rows = {"D": D, "BR": 16, "BD": blocks["BD"]}
+    _merge[(triton.cdiv(R, 16),)](x, weight, targets, *parts, *out, R, spans, **want, **rows)
+    return loss, lse, dx, answer
 
 
 @_cross_entropy_forward.register_fake
@@ -121,10 +178,11 @@ def _(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tenso
 @torch.library.custom_op("recallbench::cross_entropy_weight_gradient", mutates_args=())
 def _cross_entropy_weight_gradient(x: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, dloss: Tensor) -> Tensor:
     """The gradient of W by the losses' own gradients `dloss` [R]: [V, D], in float32."""
+    weight = weight.to(x.dtype)
     x, weight, targets, dloss = (t.contiguous() for t in (x, weight, targets, dloss))
     (R, D), V = x.shape, weight.shape[0]
     dw = torch.empty_like(weight, dtype=torch.float32)
-    blocks = _blocks(V, D, x.dtype, passed=64)
+    blocks = _blocks(V, D, x.dtype, passed=64, few=2048)
     blocks["BR"], blocks["BV"] = blocks["BV"], blocks["BR"]
     _weight_gradient[(triton.cdiv(V, blocks["BV"]),)](x, weight, targets, lse, dloss, dw, R, V, **blocks)
     return dw
@@ -152,9 +210,9 @@ _cross_entropy_forward.register_autograd(_backward, setup_context=_save)
 
 
 def fused_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """The losses [R] of `x` [R, D] and `weight` [V, D] of one dtype, D <= MAX_WIDTH[dtype], by `targets` [R].
+    """The losses [R] of `x` [R, D] and `weight` [V, D], by `targets` [R]; a negative one asks for nothing.
 
-    A negative target asks for nothing.
+    Products are in the dtype of `x`, where D <= MAX_WIDTH[dtype]; the gradient of `weight` comes in that of `weight`.
     """
     return _cross_entropy_forward(x, weight, targets)[0]
 
@@ -162,25 +220,18 @@ def fused_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 @torch.no_grad()
 def fused_answers(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """The losses [R] and the tokens of the largest logits [R], the first of those that are equal."""
-    x, weight = x.contiguous(), weight.contiguous()
-    (R, D), V = x.shape, weight.shape[0]
-    loss = x.new_empty(R, dtype=torch.float32)
-    answer = torch.empty_like(targets)
-    targets, blocks = targets.contiguous(), _blocks(R, D, x.dtype, passed=128)
-    want = {"GRADIENT": False, "ANSWER": True}
-    if R:
-        _forward[(triton.cdiv(R, blocks["BR"]),)](x, weight, targets, loss, None, None, answer, R, V, **want, **blocks)
+    loss, _, _, answer = _forward(x, weight, targets, gradient=False)
     return loss, answer
 
 
-def _blocks(count: int, D: int, dtype: torch.dtype, passed: int) -> dict[str, Any]:
+def _blocks(count: int, D: int, dtype: torch.dtype, passed: int, few: int) -> dict[str, Any]:
     """Block sizes and the compiler's options, measured on an H100; a kernel keeps BR rows and goes over BV tokens.
 
-    `count`: of rows in all; few are cut finer, so that more programs share them. `passed`: how many tokens at a time
-    where D is at most 128.
+    `count`: of rows in all; up to `few` are cut finer, so that more programs share them. `passed`: how many tokens at
+    a time where D is at most 128.
     """
     BD = max(16, triton.next_power_of_2(D))
-    BR = 64 if count > 2048 else 16
+    BR = 64 if count > few else 16
     if dtype == torch.float32:  # three tf32 products reach float32, and take twice the memory on the chip
         return {"D": D, "BR": BR, "BV": 32, "BD": BD, "PRECISION": "tf32x3", "num_warps": 8, "num_stages": 2}
     BV, num_warps, num_stages = (passed, 4, 3) if BD <= 128 else (64 if BD <= 256 else 32, 8, 2)

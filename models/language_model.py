@@ -139,8 +139,10 @@ class LanguageModel(nn.Module):
     def generate_code(self) -> None:
         """Compile what `loss` runs: the trunk for each shape of tokens at its first use, the rest once."""
         torch.compiler.reset()  # what was compiled for models before this one counts against a limit of variants
-        if all(block.mixer.compiles for block in self._each()):
-            self.trunk = torch.compile(self.trunk, dynamic=False)
+        for mixer in (block.mixer for block in self._each()):
+            for name in mixer.written:
+                setattr(mixer, name, torch.compiler.disable(getattr(mixer, name)))
+        self.trunk = torch.compile(self.trunk, dynamic=False)
         self._asked = torch.compile(self._asked, dynamic=True)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Where a result comes from: code and package versions, device, host, time."""
 
 import functools
+import hashlib
 import importlib.metadata
 import platform
 import subprocess
@@ -29,7 +30,7 @@ def provenance(device: torch.device, members: int) -> dict[str, Any]:
 
 @functools.cache
 def code_version() -> str:
-    """The commit of the checkout that runs, marked where it has uncommitted changes, or else the package's version."""
+    """The commit of the checkout that runs, marked where it has uncommitted changes, or else a hash of the sources."""
     here = Path(__file__).parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
     tracked = subprocess.run([*command[:3], "ls-files", "--error-unmatch", __file__], capture_output=True, check=False)
@@ -37,7 +38,11 @@ def code_version() -> str:
         described = subprocess.run(command, capture_output=True, text=True, check=False)
         if described.returncode == 0:
             return described.stdout.strip()
-    return _version("recallbench") or "unknown"
+    sources = hashlib.sha256()
+    for room in ("kernels", "models", "recallbench"):
+        for file in sorted((here.parent / room).rglob("*.py")):
+            sources.update(file.read_bytes())
+    return f"sources {sources.hexdigest()[:12]}"
 
 
 def _version(package: str) -> str | None:

@@ -1,18 +1,22 @@
-"""`python -m sweeps status|retry|cancel|export STUDY`: a study that runs somewhere, seen and steered from here."""
+"""`python -m sweeps status|retry|cancel|export STUDY`, `import FILE`: studies seen and steered from here."""
 
 import argparse
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 
-from recallbench.record import RunDirectory, study_identities
+from recallbench.disk import DiskTrouble, write_once, writing
+from recallbench.record import RunDirectory, study_identities, write_study
 from sweeps.launches import commands_for, launch_folder
 from sweeps.squeue import SlurmUnavailable, queued
 from sweeps.squeue import cancel as cancel_arrays
@@ -28,6 +32,8 @@ AGAIN = ("failed", "out_of_memory")
 def main() -> int:
     """Run the command line: 0, or 2 where there is no such study."""
     asked = _arguments()
+    if asked.command is import_:
+        return import_(asked)
     known = sorted(path.stem for path in asked.runs.glob("studies/*.json"))
     if asked.study not in known:
         there = f"there are {', '.join(known)}" if known else "there is none yet"
@@ -112,17 +118,45 @@ def _ask_to_stop(pid: int) -> bool:
 
 
 def export(asked: argparse.Namespace) -> int:
-    """Write all records of the study as one Parquet file."""
-    import analysis  # noqa: PLC0415 - pandas, for this command alone
+    """Write all records of the study as one Parquet file, those that the file holds already included."""
+    import analysis  # noqa: PLC0415 - pandas, for these commands alone
 
     out = asked.out or Path(f"{asked.study}.parquet")
     try:
-        runs = analysis.load(asked.runs, study=asked.study)
+        runs = analysis.load([asked.runs, *([out] if out.exists() else [])], study=asked.study)
     except (analysis.BrokenRecordError, analysis.NoRecordsError) as error:
         _say(str(error), Console(stderr=True))
         return 2
     analysis.save(runs, out)
     _say(f"{len(runs)} runs in {out}")
+    return 0
+
+
+def import_(asked: argparse.Namespace) -> int:
+    """Take the records of a Parquet file into the runs, so that none of them runs again. What has a record keeps it."""
+    import analysis  # noqa: PLC0415
+
+    try:
+        found = list(analysis.as_records(analysis.load(asked.file)))
+        return _take(found, asked.runs)
+    except (analysis.BrokenRecordError, analysis.NoRecordsError, DiskTrouble) as error:
+        _say(str(error), Console(stderr=True))
+        return 2
+
+
+def _take(found: Sequence[dict[str, Any]], runs: Path) -> int:
+    studies: dict[str, list[str]] = {}
+    new = 0
+    for record in found:
+        directory = RunDirectory(runs, record["identity"])
+        with writing(directory.path):
+            directory.path.mkdir(parents=True, exist_ok=True)
+        new += write_once(directory.record_path, json.dumps(record))
+        if record["study"]:
+            studies.setdefault(record["study"], []).append(record["identity"])
+    for study, identities in studies.items():
+        write_study(runs, study, identities)
+    _say(f"{new} of {len(found)} runs are new in {runs}")
     return 0
 
 
@@ -134,13 +168,16 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m sweeps", description="See and steer a study, wherever it runs.")
     commands = parser.add_subparsers(required=True)
     parsers = {}
-    for command in (status, retry, cancel, export):
+    for command in (status, retry, cancel, export, import_):
         said = (command.__doc__ or "").partition(".")[0]
         parsers[command] = own = commands.add_parser(
-            command.__name__, help=said[0].lower() + said[1:], description=said
+            command.__name__.rstrip("_"), help=said[0].lower() + said[1:], description=said
         )
         own.set_defaults(command=command)
-        own.add_argument("study", help="the study's name")
+        if command is import_:
+            own.add_argument("file", type=Path, help="as export writes it")
+        else:
+            own.add_argument("study", help="the study's name")
         own.add_argument("--runs", type=Path, default=Path("runs"), help="the folder of run records, by default runs/")
     parsers[status].add_argument("--watch", action="store_true", help="go on until nothing runs or waits")
     parsers[retry].add_argument("overrides", nargs="*", help="settings for this launch, as SETTING=VALUE")

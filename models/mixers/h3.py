@@ -7,6 +7,7 @@ arXiv 2206.11893) with the bilinear discretisation. Parameter names as in its re
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -76,7 +77,7 @@ class H3(Mixer):
     `head_dim` P, which divides D.
     """
 
-    compiles = False  # torch 2.11 fails in generating code around its complex numbers
+    written = ("_associate",)  # torch 2.11 cannot split the loops around products of pairs of channels
 
     def __init__(self, d_model: PositiveInt, d_state: PositiveInt | None = None, head_dim: PositiveInt = 2):
         super().__init__()
@@ -100,7 +101,7 @@ class H3(Mixer):
     def forward(self, x: Tensor) -> Tensor:
         past = torch.zeros(x.shape[0], self.d_state - 1, self.d_model, dtype=x.dtype, device=x.device)
         k, _ = short_conv(self.k_proj(x), self._shift_weight(), None, past)
-        y, _ = diagonal_ssm(self._product(k, x), *self._diagonal())
+        y, _ = self._associate(k, self.v_proj(x))
         return self._read(y, x)
 
     def init_state(self, batch_size, *, max_length=None, dtype=None, device=None) -> H3State:
@@ -110,14 +111,13 @@ class H3(Mixer):
 
     def prefill(self, x: Tensor, state: H3State) -> tuple[Tensor, H3State]:
         k, shift = short_conv(self.k_proj(x), self._shift_weight(), None, state.shift)
-        s = from_pairs(state.diagonal)
-        y, final_state = diagonal_ssm(self._product(k, x), *self._diagonal(), s)
+        y, final_state = self._associate(k, self.v_proj(x), from_pairs(state.diagonal))
         return self._read(y, x), H3State(shift, torch.view_as_real(final_state()).to(state.diagonal.dtype, copy=True))
 
     def step(self, x: Tensor, state: H3State) -> tuple[Tensor, H3State]:
         k, shift = short_conv_step(self.k_proj(x), self._shift_weight(), None, state.shift)
         s = from_pairs(state.diagonal)
-        y, s = diagonal_ssm_step(self._product(k, x), *self._diagonal(), s)
+        y, s = diagonal_ssm_step(self._product(k, self.v_proj(x)), *self._diagonal(), s)
         return self._read(y, x), H3State(shift, torch.view_as_real(s).to(state.diagonal.dtype, copy=True))
 
     def state_bytes(self, length: int, dtype: torch.dtype) -> int:
@@ -133,9 +133,13 @@ class H3(Mixer):
         log_a, b, c = self.kernel["kernel"]()
         return log_a, b, c, self.D
 
-    def _product(self, k: Tensor, x: Tensor) -> Tensor:
+    def _associate(self, k: Tensor, v: Tensor, s: Tensor | None = None) -> tuple[Tensor, Callable[[], Tensor]]:
+        """Keys and values [B, N, D] -> their products through the diagonal model, [B, N, H, P, P], and its state."""
+        return diagonal_ssm(self._product(k, v), *self._diagonal(), s)
+
+    def _product(self, k: Tensor, v: Tensor) -> Tensor:
         """All products of key and value within a head: [..., D] -> [..., H, P, P]."""
-        k, v = (t.unflatten(-1, (-1, self.head_dim)) for t in (k, self.v_proj(x)))
+        k, v = (t.unflatten(-1, (-1, self.head_dim)) for t in (k, v))
         return k.unsqueeze(-1) * v.unsqueeze(-2)
 
     def _read(self, y: Tensor, x: Tensor) -> Tensor:

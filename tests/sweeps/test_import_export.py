@@ -1,0 +1,68 @@
+"""Records as one Parquet file and back: nothing is lost on the way, nor runs again."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from pandas.testing import assert_frame_equal
+
+import analysis
+
+STUDY = ["+study=some", "task.num_examples=64", "task.num_test_examples=32", "train.epochs=1", "device=cpu"]
+
+
+@pytest.fixture
+def call(tmp_path):
+    """A command of the project, with a study called `some`."""
+    grid = "{train.learning_rate: [0.001, 0.01], mixer: [attention, linear_attention]}"
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "some.yaml").write_text(
+        "# @package _global_\nstudy: some\nhydra: {mode: MULTIRUN, sweeper: {params: " + grid + "}}\n"
+    )
+
+    def called(module, *arguments):
+        command = [sys.executable, "-m", module, *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    return called
+
+
+def launch(call, runs, *more):
+    done = call("recallbench", "--config-dir", ".", *STUDY, f"runs={runs}", *more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_what_was_imported_is_not_run_again(call, tmp_path):
+    launch(call, "first")
+    assert call("sweeps", "export", "some", "--runs", "first", "--out", "some.parquet").returncode == 0
+    assert call("sweeps", "import", "some.parquet", "--runs", "second").stdout == "4 of 4 runs are new in second\n"
+    assert "4 done, 0 to go" in launch(call, "second")
+    before, after = (analysis.load(tmp_path / runs, study="some") for runs in ("first", "second"))
+    assert_frame_equal(after, before[list(after)], check_dtype=False)
+    assert before[list(set(before) - set(after))].isna().all(axis=None)  # left out is what no run has
+    for record in (tmp_path / "second").glob("*/result.json"):
+        original = json.loads((tmp_path / "first" / record.parent.name / "result.json").read_text())
+        assert json.loads(record.read_text())["metrics"] == original["metrics"]
+        record.write_text("{}")
+    assert call("sweeps", "import", "some.parquet", "--runs", "second").stdout == "0 of 4 runs are new in second\n"
+    assert {record.read_text() for record in (tmp_path / "second").glob("*/result.json")} == {"{}"}
+
+
+def test_export_adds_to_what_the_file_holds(call, tmp_path):
+    launch(call, "first", "mixer=attention")
+    launch(call, "second", "mixer=linear_attention")
+    for runs, count in (("first", 2), ("second", 4)):
+        told = call("sweeps", "export", "some", "--runs", runs, "--out", "all.parquet").stdout
+        assert told == f"{count} runs in all.parquet\n"
+    assert sorted(analysis.load(tmp_path / "all.parquet")["family"]) == 2 * ["attention"] + 2 * ["linear_attention"]
+
+
+def test_a_file_that_holds_no_records_is_told(call, tmp_path):
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    told = call("sweeps", "import", "broken.parquet")
+    assert told.returncode == 2
+    assert told.stderr.startswith("broken.parquet cannot be read as saved run records: ")
+    told = call("sweeps", "import", "none.parquet")
+    assert (told.returncode, told.stderr) == (2, "no run records in none.parquet\n")
