@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.attention import masked_attention
+
 MIN_BLOCK = 16
 """A narrow window still works in blocks of this many positions, since smaller matrix products cost no less."""
 
@@ -27,7 +29,7 @@ def sliding_window_attention(q: Tensor, k: Tensor, v: Tensor, window_size: int, 
     if q.is_cuda and past is None and N <= DENSE:
         t = torch.arange(N, device=q.device)
         ago = t[:, None] - t
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=(ago >= 0) & (ago < W))
+        return masked_attention(q, k, v, (ago >= 0) & (ago < W))
     C = min(max(W, MIN_BLOCK), max(N, 1))
     blocks = -(-N // C)
     pad = blocks * C - N
@@ -45,5 +47,5 @@ def sliding_window_attention(q: Tensor, k: Tensor, v: Tensor, window_size: int, 
     if past is not None:
         exists = F.pad(past, (before, N + pad), value=True)[:, slot]  # [B, n, span]
     visible = band & exists[:, None, :, None, :]  # [B or 1, 1, n, C, span]
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+    y = masked_attention(q, k, v, visible)
     return y.flatten(2, 3)[..., :N, :]

@@ -6,11 +6,10 @@ Its state is every key and value it has seen, so its bytes grow with the sequenc
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor
 
-from kernels.attention import causal_attention
+from kernels.attention import causal_attention, masked_attention
 from models.attention_heads import AttentionHeads
 
 
@@ -64,7 +63,7 @@ class Attention(AttentionHeads):
         slot = torch.arange(state.k.shape[1], device=x.device)
         visible = (slot <= position[..., None])[:, None]  # [B or 1, 1, N, C]
         k, v = (self.repeat(t.transpose(1, 2).to(x.dtype)) for t in (state.k, state.v))
-        return self.join(F.scaled_dot_product_attention(q, k, v, attn_mask=visible)), state
+        return self.join(masked_attention(q, k, v, visible)), state
 
     def step(self, x: Tensor, state: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
         y, state = self.prefill(x.unsqueeze(1), state)

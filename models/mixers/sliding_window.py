@@ -6,10 +6,10 @@ Source: Beltagy et al. 2020, arXiv 2004.05150; the window of Based, Arora et al.
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor
 
+from kernels.attention import masked_attention
 from kernels.sliding_window import sliding_window_attention
 from models.attention_heads import AttentionHeads
 
@@ -87,7 +87,7 @@ class SlidingWindow(AttentionHeads):
         ring_v = torch.where(here, v.transpose(1, 2).to(state.v.dtype), state.v)
         filled = (slot <= state.length[:, None])[:, None, None, :]  # [B, 1, 1, W]
         k, v = (self.repeat(ring.transpose(1, 2).to(x.dtype)) for ring in (ring_k, ring_v))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=filled)  # [B, H, 1, K]
+        y = masked_attention(q, k, v, filled)  # [B, H, 1, K]
         return self.o_proj(y.flatten(1)), RingBuffer(ring_k, ring_v, state.length + 1)
 
     def state_bytes(self, length: int, dtype: torch.dtype) -> int:
