@@ -59,7 +59,7 @@ def test_a_new_mixer_learns_a_new_task(checkout):
         assert record["metrics"]["accuracy"] > 0.35  # by chance 0.25, give or take 0.02
         assert record["state"]["layers"][1] == {"mixer": "ema", "elements": 16, "bytes": 64}
         assert record["provenance"]["members"] == 2
-        assert record["provenance"]["code_version"] == "0.1.0"  # no checkout of git
+        assert record["provenance"]["code_version"].startswith("sources ")  # no checkout of git
 
 
 def test_a_new_mixer_is_held_to_the_contract_of_all(checkout):
