@@ -11,6 +11,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
+from kernels.linear_attention import LinearAttentionState
 from models.mixer import Mixer
 from models.mixers.linear_attention import LinearAttention
 from models.mixers.sliding_window import RingBuffer, SlidingWindow
@@ -19,7 +20,7 @@ from models.mixers.sliding_window import RingBuffer, SlidingWindow
 class BasedState(NamedTuple):
     """What each of the two memories keeps."""
 
-    linear_attention: Tensor
+    linear_attention: LinearAttentionState
     sliding_window: RingBuffer
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from kernels.linear_attention import linear_attention, linear_attention_step
+from kernels.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
 from models.mixer import Mixer, accumulation_dtype
 from models.projections import project
 from models.settings import SettingError
@@ -25,9 +25,9 @@ EPS = 1e-6
 
 
 class CosFormerState(NamedTuple):
-    """The running sum of key features times values, whose last column sums the features; and the tokens so far."""
+    """The sums over key features, 2 K of them, and the tokens so far."""
 
-    memory: Tensor  # [B, H, 2 K, V + 1]
+    memory: LinearAttentionState
     position: Tensor  # [B]
 
 
@@ -62,14 +62,15 @@ class CosFormer(Mixer):
 
     def init_state(self, batch_size, *, max_length=None, dtype=None, device=None) -> CosFormerState:
         like = self.like_parameters(dtype, device)
-        shape = (batch_size, self.num_heads, 2 * self.feature_dim, self.d_model // self.num_heads + 1)
+        sums = (batch_size, self.num_heads, 2 * self.feature_dim)
+        S, z = torch.zeros(*sums, self.d_model // self.num_heads, **like), torch.zeros(sums, **like)
         position = torch.zeros(batch_size, dtype=torch.int64, device=like["device"])
-        return CosFormerState(torch.zeros(shape, **like), position)
+        return CosFormerState(LinearAttentionState(S, z), position)
 
     def prefill(self, x: Tensor, state: CosFormerState) -> tuple[Tensor, CosFormerState]:
         q, k, v = self._project(x, state.position)
         y, z, final_state = linear_attention(q, k, v, _as_they_are, _products, state.memory, sums=True)
-        memory = final_state().to(state.memory.dtype)
+        memory = LinearAttentionState(*(t.to(state.memory.S.dtype) for t in final_state()))
         return self._output(y, z), CosFormerState(memory, state.position + x.shape[1])
 
     def step(self, x: Tensor, state: CosFormerState) -> tuple[Tensor, CosFormerState]:

@@ -10,7 +10,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from kernels.linear_attention import linear_attention, linear_attention_step
+from kernels.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
 from models.feature_maps import build_feature_map
 from models.mixer import Mixer, accumulation_dtype
 from models.projections import project
@@ -22,8 +22,6 @@ EPS = 1e-6
 
 class LinearAttention(Mixer):
     """Multi-head linear attention with a feature map from `models.feature_maps`.
-
-    The normaliser z is the last column of the state, so that S and z are one tensor.
 
     **Arguments:** `feature_dim` K, the head width of queries and keys before phi; `num_heads` H, which divides
     `d_model`; `feature_map`: its name.
@@ -46,29 +44,31 @@ class LinearAttention(Mixer):
         self.v_proj = nn.Linear(d_model, d_model, bias=False)
         self.o_proj = nn.Linear(d_model, d_model, bias=False)
         self.phi = build_feature_map(feature_map, feature_dim)
-        self.state_width = self.head_dim + self.phi.positive
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self._project(x)
         y, z, _ = linear_attention(q, k, v, self.phi, self.phi.similarity, sums=self.phi.positive)
         return self._output(y, z)
 
-    def init_state(self, batch_size, *, max_length=None, dtype=None, device=None) -> Tensor:
-        shape = (batch_size, self.num_heads, self.phi.expanded_dim, self.state_width)
-        return torch.zeros(shape, **self.like_parameters(dtype, device))
+    def init_state(self, batch_size, *, max_length=None, dtype=None, device=None) -> LinearAttentionState:
+        like = self.like_parameters(dtype, device)
+        B, H, F = batch_size, self.num_heads, self.phi.expanded_dim
+        z = torch.zeros(B, H, F if self.phi.positive else 0, **like)
+        return LinearAttentionState(torch.zeros(B, H, F, self.head_dim, **like), z)
 
-    def prefill(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def prefill(self, x: Tensor, state: LinearAttentionState) -> tuple[Tensor, LinearAttentionState]:
         q, k, v = self._project(x)
         y, z, final_state = linear_attention(q, k, v, self.phi, self.phi.similarity, state, sums=self.phi.positive)
-        return self._output(y, z), final_state().to(state.dtype)
+        S, sums = final_state()
+        return self._output(y, z), LinearAttentionState(S.to(state.S.dtype), sums.to(state.z.dtype))
 
-    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, state: LinearAttentionState) -> tuple[Tensor, LinearAttentionState]:
         q, k, v = (t.squeeze(2) for t in self._project(x.unsqueeze(1)))
         y, z, state = linear_attention_step(self.phi(q), self.phi(k), v, state, sums=self.phi.positive)
         return self._output(y.unsqueeze(2), None if z is None else z.unsqueeze(2)).squeeze(1), state
 
     def state_bytes(self, length: int, dtype: torch.dtype) -> int:
-        return self.num_heads * self.phi.expanded_dim * self.state_width * dtype.itemsize
+        return self.num_heads * self.phi.expanded_dim * (self.head_dim + self.phi.positive) * dtype.itemsize
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys [B, H, N, K], values [B, H, N, V]."""

@@ -1,0 +1,65 @@
+"""Linear attention with the second-order Taylor map: similarities 1 + s + s^2 / 2 of s = q . k / sqrt(K).
+
+    y_t = sum over s <= t of w_ts v_s / sum over s <= t of w_ts,   w_ts = phi(q_t) . phi(k_s) = 1 + s + s^2 / 2
+
+Source: Arora et al. 2024, arXiv 2402.18668, section 4.1. On a GPU the features phi never reach memory
+(`kernels/taylor_attention_triton.py`).
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kernels.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
+from kernels.taylor_attention_triton import fused_taylor_attention, fused_taylor_step, fuses
+from kernels.taylor_features import features
+
+EPS = 1e-6
+"""Added to the sum of similarities, as `models.mixers.linear_attention` does for every map."""
+
+Backend = Literal["reference", "triton"]
+
+
+def taylor_attention(
+    q: Tensor, k: Tensor, v: Tensor, state: LinearAttentionState | None = None, backend: Backend | None = None
+) -> tuple[Tensor, LinearAttentionState]:
+    """The parallel form.
+
+    **Arguments:** `q`, `k` [B, H, N, K]; `v` [B, H, N, V]; `state`: what came before; `backend`: by default Triton
+    where it serves (`fuses`), and the reference elsewhere.
+    **Returns** outputs [B, H, N, V] and the state after all N tokens, in the dtype of `state`, by default float32.
+    """
+    phi = features(q.shape[-1])
+    if backend == "triton" or (backend is None and fuses(q, k, v, state)):
+        y, S, z = fused_taylor_attention(q, k, v, state, phi, EPS)
+        return y, LinearAttentionState(S, z)
+    y, total, final_state = linear_attention(q, k, v, phi, _similarity, state, sums=True)
+    S, z = final_state()
+    final = LinearAttentionState(S, z) if state is None else LinearAttentionState(S.to(state.S), z.to(state.z))
+    return _normalised(y, total), final
+
+
+def taylor_attention_step(
+    q: Tensor, k: Tensor, v: Tensor, state: LinearAttentionState, backend: Backend | None = None
+) -> tuple[Tensor, LinearAttentionState]:
+    """The recurrent form: q, k [B, H, K], v [B, H, V], state as above -> output [B, H, V], new state.
+
+    Triton writes the new state in the place of the old one.
+    """
+    phi = features(q.shape[-1])
+    if backend == "triton" or (backend is None and fuses(q, k, v, state)):
+        return fused_taylor_step(q, k, v, state, phi, EPS), state
+    y, total, state = linear_attention_step(phi(q), phi(k), v, state, sums=True)
+    return _normalised(y, total), state
+
+
+def _normalised(y: Tensor, total: Tensor | None) -> Tensor:
+    assert total is not None  # it was asked for
+    wide = torch.promote_types(y.dtype, torch.float32)
+    return (y.to(wide) / (total.to(wide) + EPS)).to(y.dtype)
+
+
+def _similarity(q: Tensor, k: Tensor) -> Tensor:
+    s = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    return 1 + s + s * s / 2
