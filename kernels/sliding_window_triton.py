@@ -1,0 +1,102 @@
+"""A Triton kernel for a decode step of sliding-window attention over a ring buffer of keys and values.
+
+Each of the W keys and values is read once and the new one written over the oldest, in place: 2 W (K + V) bytes in
+bfloat16 a sequence and key-value head, and 2 W (K + V) operations a head.
+"""
+
+# Triton has no types for launches.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+DTYPES = {torch.float32, torch.bfloat16, torch.float16}
+
+
+@triton.jit
+def _step(
+    q_ptr, k_ptr, v_ptr, ring_k_ptr, ring_v_ptr, length_ptr, y_ptr,
+    H, G, W, scale, qb, qh, kb, kh, vb, vh,
+    K: tl.constexpr, BK: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, BW: tl.constexpr,
+):  # fmt: skip
+    """One head of one sequence: softmax over the ring, BW slots at a time."""
+    b = tl.program_id(0).to(tl.int64)
+    h = tl.program_id(1)
+    g = h // (H // G)
+    d, e = tl.arange(0, BK), tl.arange(0, BV)
+    q = tl.load(q_ptr + b * qb + h * qh + d, mask=d < K, other=0.0).to(tl.float32) * (scale * LOG2E)
+    new_k = tl.load(k_ptr + b * kb + g * kh + d, mask=d < K, other=0.0).to(ring_k_ptr.dtype.element_ty)
+    new_v = tl.load(v_ptr + b * vb + g * vh + e, mask=e < V, other=0.0).to(ring_v_ptr.dtype.element_ty)
+    length = tl.load(length_ptr + b)
+    slot = length % W
+    high = -float("inf")
+    total = 0.0
+    mean = tl.zeros([BV], tl.float32)
+    for first in range(0, W, BW):
+        w = first + tl.arange(0, BW)
+        filled = (w < W) & (w <= length)
+        row = (b * W + w) * G + g
+        k = tl.load(ring_k_ptr + row[:, None] * K + d[None, :], mask=filled[:, None] & (d < K)[None, :], other=0.0)
+        v = tl.load(ring_v_ptr + row[:, None] * V + e[None, :], mask=filled[:, None] & (e < V)[None, :], other=0.0)
+        # What is in the new token's slot, its own or the one before, is up to the program that writes it.
+        here = (w == slot)[:, None]
+        k, v = tl.where(here, new_k[None, :], k), tl.where(here, new_v[None, :], v)
+        s = tl.where(filled, tl.sum(k.to(tl.float32) * q[None, :], 1), -float("inf"))
+        higher = tl.maximum(high, tl.max(s, 0))  # finite from the first round on, where slot 0 is always filled
+        p = tl.exp2(s - higher)
+        before = tl.exp2(high - higher)
+        total = total * before + tl.sum(p, 0)
+        mean = mean * before + tl.sum(p[:, None] * v.to(tl.float32), 0)
+        high = higher
+    tl.store(y_ptr + (b * H + h) * V + e, (mean / total).to(y_ptr.dtype.element_ty), mask=e < V)
+    writes = h % (H // G) == 0
+    at = (b * W + slot) * G + g
+    tl.store(ring_k_ptr + at * K + d, new_k, mask=(d < K) & writes)
+    tl.store(ring_v_ptr + at * V + e, new_v, mask=(e < V) & writes)
+
+
+@torch.library.custom_op("recallbench::sliding_window_step", mutates_args={"ring_k", "ring_v"})
+def _decode(q: Tensor, k: Tensor, v: Tensor, ring_k: Tensor, ring_v: Tensor, length: Tensor) -> Tensor:
+    (B, H, K), (_, W, G, V) = q.shape, ring_v.shape
+    q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
+    y = q.new_empty(B, H, V)
+    widths = (max(2, triton.next_power_of_2(width)) for width in (K, V))
+    BK, BV = widths
+    with torch.cuda.device_of(q):
+        _step[(B, H)](
+            q, k, v, ring_k, ring_v, length, y, H, G, W, K**-0.5,
+            *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], K, BK, V, BV, 32, num_warps=4,
+        )  # fmt: skip
+    return y
+
+
+@_decode.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, ring_k: Tensor, ring_v: Tensor, length: Tensor) -> Tensor:
+    return q.new_empty(*q.shape[:2], ring_v.shape[-1])
+
+
+def fused_window_step(q: Tensor, k: Tensor, v: Tensor, ring_k: Tensor, ring_v: Tensor, length: Tensor) -> Tensor:
+    """The output of one token, and its key and value in their place.
+
+    **Arguments:** `q` [B, H, K]; `k` [B, G, K] and `v` [B, G, V], each for H / G heads; `ring_k` [B, W, G, K] and
+    `ring_v` [B, W, G, V], updated in place: position p is in slot p mod W; `length` [B], the tokens before this one.
+    **Returns** [B, H, V]. **Raises** `ValueError` where shapes or dtypes do not fit together.
+    """
+    (B, H, K), (_, W, G, V) = q.shape, ring_v.shape
+    shapes = {"k": (B, G, K), "v": (B, G, V), "ring_k": (B, W, G, K), "ring_v": (B, W, G, V), "length": (B,)}
+    for (name, shape), t in zip(shapes.items(), (k, v, ring_k, ring_v, length), strict=True):
+        if t.shape != shape:
+            raise ValueError(f"sliding_window_step got {name} {list(t.shape)}, and takes {list(shape)}")
+        if name != "length" and t.dtype not in DTYPES:
+            raise ValueError(
+                f"sliding_window_step got {name} in {t.dtype}, and its kernel takes float32, bfloat16 or float16"
+            )
+        if not t.is_contiguous() and name.startswith("ring"):
+            raise ValueError(f"sliding_window_step got {name} that is not contiguous, and updates it in place")
+    if H % G:
+        raise ValueError(f"sliding_window_step got {H} heads of queries, and takes a multiple of the {G} of keys")
+    return _decode(q, k, v, ring_k, ring_v, length)
