@@ -1,15 +1,19 @@
 """Triton kernels for Taylor linear attention: its features are made on the chip and never stored.
 
-A sequence is cut into segments of equal length, as many as fill the chip. A first kernel sums phi(k) (v, 1)^T over each
-segment; a second goes through each segment in chunks of C, with dense scores within a chunk and the running sum S in
-registers for all before it, starting from the sum of the segments before its own. One segment alone needs no first
-kernel. The backward pass makes everything again: queries' gradients in the same order, keys' and values' in reverse,
-with the sum R of phi(q) dy^T over what comes after.
+A sequence is cut into segments of equal length, as many as fill the chip. A first kernel sums phi(k) v^T and phi(k)
+over each segment; a second goes through each segment in chunks of C, with dense scores within a chunk and the running
+sums in registers for all before it, starting from the sums of the segments before its own. One segment alone needs no
+first kernel. The backward pass makes everything again: queries' gradients in the same order, keys' and values' in
+reverse, with sums over the queries that come after.
 
-Features come out of tensor cores: with 0-1 matrices P, phi(x) = w * (x P_left) * (x P_right), which is exact, leaves
-them in the registers where the next product takes them from, and gives their gradient as products with the transposes.
+Of the two that meet one is a reader, x = (q / sqrt(K), 1), and the other a writer, x' = (k, 1), so that 1 + s = x . x'
+and w = ((1 + s)^2 + 1) / 2. A feature is the product of two elements of either, a square counting half with the reader:
+no weights are rounded but by those powers of 2. Features come out of tensor cores as (x P) * (x P') with 0-1 matrices,
+which is exact, and their gradients go back through the transposes. The sums of w need no features, since
 
-A token and head take, forward: 4 F V operations for S, 8 K F for its features, 2 C (K + V) within the chunk, and the
+    sum over s of w_ts = (x_t^T M x_t + n) / 2   with M = sum over s of x'_s x'_s^T of n tokens s.
+
+A token and head take, forward: 4 F V operations for S, 8 F K for its features, 2 C (K + V) within the chunk, and the
 keys' half of the former again where there are several segments; bytes are those of q, k, v and y, 2 (2 K + 2 V) in
 bfloat16, and those of one state a segment. A step takes 4 F V operations, and reads and writes the state once.
 """
@@ -17,6 +21,7 @@ bfloat16, and those of one state a segment. A step takes 4 F V operations, and r
 # Triton has no types for launches, nor for functions of kernels that return several tensors.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -31,7 +36,8 @@ PROGRAMS = 256
 """Sequences are cut into segments until there are so many programs, two for each processor of an H100."""
 
 CHUNK = 64
-"""Positions a chunk, C."""
+FEATURES = 32
+"""Positions a chunk, C, and features a block, BF."""
 
 MOST_SEGMENTS = 16
 """More would spend more on adding up the segments before than they spare."""
@@ -44,95 +50,119 @@ MOST_FEATURES = 576
 
 
 @triton.jit
-def _selections(
-    table_ptr, weight_ptr, first, F, K: tl.constexpr, BK: tl.constexpr, BF: tl.constexpr, dtype: tl.constexpr
-):
-    """For features first .. first + BF: the matrices P [BK, BF], where they lack a 1, and weights [BF]."""
-    f = first + tl.arange(0, BF)
-    left = tl.load(table_ptr + f, mask=f < F, other=K)
-    right = tl.load(table_ptr + F + f, mask=f < F, other=K)
-    weight = tl.load(weight_ptr + f, mask=f < F, other=0.0)
-    x = tl.arange(0, BK)
-    P_left = ((x[:, None] == left[None, :]) & (left < K)[None, :]).to(dtype)
-    P_right = ((x[:, None] == right[None, :]) & (right < K)[None, :]).to(dtype)
-    return P_left, P_right, (left == K).to(tl.float32), (right == K).to(tl.float32), weight
+def _rows(x_ptr, n, inside, stride, scale, K: tl.constexpr, BK: tl.constexpr):
+    """x [C, BK]: K inputs times `scale`, a 1, and zeros; all zeros for rows that are not inside."""
+    d = tl.arange(0, BK)
+    x = tl.load(x_ptr + n[:, None] * stride + d[None, :], mask=inside[:, None] & (d < K)[None, :], other=0.0)
+    one = (inside[:, None] & (d == K)[None, :]).to(tl.float32)
+    return (x.to(tl.float32) * scale + one).to(x_ptr.dtype.element_ty)
 
 
 @triton.jit
-def _halves(x, P_left, P_right, one_left, one_right, PRECISION: tl.constexpr):
-    """Both factors of the features of rows: [C, BK] -> [C, BF] each, in float32."""
-    left = tl.dot(x, P_left, input_precision=PRECISION) + one_left[None, :]
-    right = tl.dot(x, P_right, input_precision=PRECISION) + one_right[None, :]
+def _factors(x, P_ptr, first, second, i, BK: tl.constexpr, BF: tl.constexpr, PRECISION: tl.constexpr):
+    """Both factors of block i of the features: [C, BK] -> [C, BF] each, in float32."""
+    at = (i * BF + tl.arange(0, BF))[None, :] * BK + tl.arange(0, BK)[:, None]
+    left = tl.dot(x, tl.load(P_ptr + first + at), input_precision=PRECISION)
+    right = tl.dot(x, tl.load(P_ptr + second + at), input_precision=PRECISION)
     return left, right
 
 
 @triton.jit
-def _read(num, den, x, S, z, P_left, P_right, one_left, one_right, weight, PRECISION: tl.constexpr):
-    """Add phi(x) S [C, BV] and phi(x) z [C]."""
-    left, right = _halves(x, P_left, P_right, one_left, one_right, PRECISION)
-    phi = left * right * weight[None, :]
-    num += tl.dot(phi.to(x.dtype), S.to(x.dtype), input_precision=PRECISION)
-    den += tl.sum(phi * z[None, :], 1)
-    return num, den
+def _read(numT, x, S, P_ptr, BK: tl.constexpr, BF: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr):
+    """Add the features of readers [C, BK] times S: numT [BV, C]."""
+    for i in tl.static_range(BLOCKS):
+        left, right = _factors(x, P_ptr, 2 * BLOCKS * BF * BK, BLOCKS * BF * BK, i, BK, BF, PRECISION)
+        numT += tl.dot(S[i].to(x.dtype), (left * right).to(x.dtype).T, input_precision=PRECISION)
+    return numT
 
 
 @triton.jit
-def _write(S, z, xT, u, e, P_left, P_right, one_left, one_right, weight, PRECISION: tl.constexpr):
-    """Add phi(x)^T u [BF, BV] and phi(x)^T e [BF] of columns xT [BK, C]."""
-    left = tl.dot(P_left.T, xT, input_precision=PRECISION) + one_left[:, None]
-    right = tl.dot(P_right.T, xT, input_precision=PRECISION) + one_right[:, None]
-    phi = left * right * weight[:, None]
-    S += tl.dot(phi.to(u.dtype), u, input_precision=PRECISION)
-    z += tl.sum(phi * e[None, :], 1)
-    return S, z
+def _write(S, x, uT, P_ptr, BK: tl.constexpr, BF: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr):
+    """Add u^T times the features of writers [C, BK] to each block [BV, BF]."""
+    new = ()
+    for i in tl.static_range(BLOCKS):
+        left, right = _factors(x, P_ptr, 0, BLOCKS * BF * BK, i, BK, BF, PRECISION)
+        phi = (left * right).to(x.dtype)
+        new += (S[i] + tl.dot(uT, phi, input_precision=PRECISION),)
+    return new
 
 
 @triton.jit
-def _gradient(dx, x, S, z, u, e, P_left, P_right, one_left, one_right, weight, PRECISION: tl.constexpr):
-    """Add the gradient of rows x [C, BK] by their features', u S^T + e z^T."""
-    dphi = tl.dot(u, S.to(u.dtype).T, input_precision=PRECISION) + e[:, None] * z[None, :]
-    dphi *= weight[None, :]
-    left, right = _halves(x, P_left, P_right, one_left, one_right, PRECISION)
-    dx += tl.dot((dphi * right).to(x.dtype), P_left.T, input_precision=PRECISION)
-    dx += tl.dot((dphi * left).to(x.dtype), P_right.T, input_precision=PRECISION)
-    return dx
+def _gradient(
+    dx, numT, x, S, u, P_ptr,
+    BK: tl.constexpr, BF: tl.constexpr, BLOCKS: tl.constexpr, READS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add the gradient of readers [C, BK] by that of their features, u S; and, where it `READS`, as `_read` does."""
+    for i in tl.static_range(BLOCKS):
+        left, right = _factors(x, P_ptr, 2 * BLOCKS * BF * BK, BLOCKS * BF * BK, i, BK, BF, PRECISION)
+        kept = S[i].to(x.dtype)
+        if READS:
+            numT += tl.dot(kept, (left * right).to(x.dtype).T, input_precision=PRECISION)
+        dphi = tl.dot(u, kept, input_precision=PRECISION)
+        at = (i * BF + tl.arange(0, BF))[:, None] * BK + tl.arange(0, BK)[None, :]
+        P_left, P_right = tl.load(P_ptr + 2 * BLOCKS * BF * BK + at), tl.load(P_ptr + BLOCKS * BF * BK + at)
+        dx += tl.dot((dphi * right).to(x.dtype), P_left, input_precision=PRECISION)
+        dx += tl.dot((dphi * left).to(x.dtype), P_right, input_precision=PRECISION)
+    return dx, numT
+
+
+@triton.jit
+def _through(x, M, PRECISION: tl.constexpr):
+    """x M [C, BK] in the precision of M, since all of a denominator hangs on it."""
+    return tl.dot(x.to(tl.float32), M, input_precision="tf32" if PRECISION == "ieee" else PRECISION)
 
 
 @triton.jit
 def _load_state(
-    S_ptr, z_ptr, first_S_ptr, first_z_ptr, sequence, lo, hi, segments, first, v, F, V,
-    BF: tl.constexpr, HAS_FIRST: tl.constexpr,
+    S_ptr, z_ptr, first_S_ptr, first_z_ptr, place_ptr, weight_ptr, sequence, lo, hi, segments, v, F, V,
+    BK: tl.constexpr, BF: tl.constexpr, BLOCKS: tl.constexpr, HAS_FIRST: tl.constexpr,
 ):  # fmt: skip
-    """S [BF, BV] and z [BF] for features from `first`: those that came first and the sums of segments lo .. hi - 1."""
-    f = first + tl.arange(0, BF)
-    at = f[:, None] * V + v[None, :]
-    inside = (f < F)[:, None] & (v < V)[None, :]
-    S = tl.zeros([BF, v.shape[0]], tl.float32)
-    z = tl.zeros([BF], tl.float32)
+    """S^T [BV, BF] of each block and M [BK, BK]: what came first and the sums of segments lo .. hi - 1."""
+    all_S = ()
+    for i in tl.static_range(BLOCKS):
+        f = i * BF + tl.arange(0, BF)
+        at = f[None, :] * V + v[:, None]
+        inside = (f < F)[None, :] & (v < V)[:, None]
+        S = tl.zeros([v.shape[0], BF], tl.float32)
+        if HAS_FIRST:
+            S += tl.load(first_S_ptr + sequence * F * V + at, mask=inside, other=0.0).to(tl.float32)
+        for segment in range(lo, hi):
+            S += tl.load(S_ptr + (sequence * segments + segment) * F * V + at, mask=inside, other=0.0)
+        all_S += (S / tl.load(weight_ptr + f, mask=f < F, other=1.0)[None, :],)
+    d = tl.arange(0, BK)
+    place = tl.load(place_ptr + d[:, None] * BK + d[None, :])
+    there = place >= 0
+    M = tl.zeros([BK, BK], tl.float32)
     if HAS_FIRST:
-        S += tl.load(first_S_ptr + sequence * F * V + at, mask=inside, other=0.0).to(tl.float32)
-        z += tl.load(first_z_ptr + sequence * F + f, mask=f < F, other=0.0).to(tl.float32)
+        M += tl.load(first_z_ptr + sequence * F + place, mask=there, other=0.0).to(tl.float32)
     for segment in range(lo, hi):
-        row = sequence * segments + segment
-        S += tl.load(S_ptr + row * F * V + at, mask=inside, other=0.0)
-        z += tl.load(z_ptr + row * F + f, mask=f < F, other=0.0)
-    return S, z
+        M += tl.load(z_ptr + (sequence * segments + segment) * F + place, mask=there, other=0.0)
+    return all_S, M / tl.load(weight_ptr + place, mask=there, other=1.0)
 
 
 @triton.jit
-def _store_state(S_ptr, z_ptr, row, S, z, first, v, F, V, last, BF: tl.constexpr):
-    """`last`: whether these are the last of the values, with which z goes."""
-    f = first + tl.arange(0, BF)
-    at = S_ptr + row * F * V + f[:, None] * V + v[None, :]
-    tl.store(at, S.to(S_ptr.dtype.element_ty), mask=(f < F)[:, None] & (v < V)[None, :])
-    tl.store(z_ptr + row * F + f, z.to(z_ptr.dtype.element_ty), mask=(f < F) & last)
+def _store_state(
+    S_ptr, z_ptr, place_ptr, weight_ptr, row, S, M, v, F, V, last,
+    BK: tl.constexpr, BF: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """S and z as they are kept. `last`: whether these are the last of the values, with which z goes."""
+    for i in tl.static_range(BLOCKS):
+        f = i * BF + tl.arange(0, BF)
+        at = S_ptr + row * F * V + f[None, :] * V + v[:, None]
+        kept = S[i] * tl.load(weight_ptr + f, mask=f < F, other=0.0)[None, :]
+        tl.store(at, kept.to(S_ptr.dtype.element_ty), mask=(f < F)[None, :] & (v < V)[:, None])
+    d = tl.arange(0, BK)
+    place = tl.load(place_ptr + d[:, None] * BK + d[None, :])
+    once = (place >= 0) & (d[:, None] <= d[None, :]) & last
+    kept = M * tl.load(weight_ptr + place, mask=place >= 0, other=0.0)
+    tl.store(z_ptr + row * F + place, kept.to(z_ptr.dtype.element_ty), mask=once)
 
 
 @triton.jit
 def _segment_sums(
-    x_ptr, u_ptr, e_ptr, table_ptr, weight_ptr, S_ptr, z_ptr,
+    x_ptr, u_ptr, e_ptr, P_ptr, place_ptr, weight_ptr, S_ptr, z_ptr,
     H, N, V, F, span, segments, xb, xh, xn, ub, uh, un,
-    K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, F1: tl.constexpr, F2: tl.constexpr,
+    K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, BF: tl.constexpr, BLOCKS: tl.constexpr,
     HAS_E: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Sums of phi(x) (u, e)^T over each segment, e being 1 where it is not given."""
@@ -141,35 +171,30 @@ def _segment_sums(
     v = tl.program_id(2) * BV + tl.arange(0, BV)
     x_ptr += sequence // H * xb + sequence % H * xh
     u_ptr += sequence // H * ub + sequence % H * uh
-    d = tl.arange(0, BK)
-    dtype = x_ptr.dtype.element_ty
-    A1, B1, a1, b1, w1 = _selections(table_ptr, weight_ptr, 0, F, K, BK, F1, dtype)
-    S1, z1 = tl.zeros([F1, BV], tl.float32), tl.zeros([F1], tl.float32)
-    if F2 > 0:
-        A2, B2, a2, b2, w2 = _selections(table_ptr, weight_ptr, F1, F, K, BK, F2, dtype)
-        S2, z2 = tl.zeros([F2, BV], tl.float32), tl.zeros([F2], tl.float32)
+    S, M = _load_state(
+        S_ptr, z_ptr, None, None, place_ptr, weight_ptr, sequence, 0, 0, segments, v, F, V, BK, BF, BLOCKS, False
+    )
     for start in range(segment * span, tl.minimum((segment + 1) * span, N), C):
         n = start + tl.arange(0, C)
         inside = n < N
-        xT = tl.load(x_ptr + n[None, :] * xn + d[:, None], mask=inside[None, :] & (d < K)[:, None], other=0.0)
-        u = tl.load(u_ptr + n[:, None] * un + v[None, :], mask=inside[:, None] & (v < V)[None, :], other=0.0)
-        e = tl.load(e_ptr + sequence * N + n, mask=inside, other=0.0) if HAS_E else inside.to(tl.float32)
-        S1, z1 = _write(S1, z1, xT, u, e, A1, B1, a1, b1, w1, PRECISION)
-        if F2 > 0:
-            S2, z2 = _write(S2, z2, xT, u, e, A2, B2, a2, b2, w2, PRECISION)
-    row = sequence * segments + segment
+        x = _rows(x_ptr, n, inside, xn, 1.0, K, BK)
+        uT = tl.load(u_ptr + n[None, :] * un + v[:, None], mask=inside[None, :] & (v < V)[:, None], other=0.0)
+        S = _write(S, x, uT, P_ptr, BK, BF, BLOCKS, PRECISION)
+        weighed = x
+        if HAS_E:
+            e = tl.load(e_ptr + sequence * N + n, mask=inside, other=0.0)
+            weighed = (x.to(tl.float32) * e[:, None]).to(x.dtype)
+        M += tl.dot(x.T, weighed, input_precision=PRECISION)
     last = tl.program_id(2) == tl.num_programs(2) - 1
-    _store_state(S_ptr, z_ptr, row, S1, z1, 0, v, F, V, last, F1)
-    if F2 > 0:
-        _store_state(S_ptr, z_ptr, row, S2, z2, F1, v, F, V, last, F2)
+    row = sequence * segments + segment
+    _store_state(S_ptr, z_ptr, place_ptr, weight_ptr, row, S, M, v, F, V, last, BK, BF, BLOCKS)
 
 
 @triton.jit
 def _forward(
-    q_ptr, k_ptr, v_ptr, table_ptr, weight_ptr, S_ptr, z_ptr, first_S_ptr, first_z_ptr, y_ptr, den_ptr, last_S_ptr,
-    last_z_ptr,
-    H, N, V, F, span, segments, qb, qh, qn, kb, kh, kn, vb, vh, vn, scale, eps,
-    K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, F1: tl.constexpr, F2: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, P_ptr, place_ptr, weight_ptr, S_ptr, z_ptr, first_S_ptr, first_z_ptr, y_ptr, den_ptr,
+    last_S_ptr, last_z_ptr, H, N, V, F, span, segments, qb, qh, qn, kb, kh, kn, vb, vh, vn, scale, eps,
+    K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, BF: tl.constexpr, BLOCKS: tl.constexpr,
     HAS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Outputs of a segment, the sums of similarities that they were divided by and, after the last, the state."""
@@ -182,44 +207,41 @@ def _forward(
     k_ptr += b * kb + h * kh
     v_ptr += b * vb + h * vh
     y_ptr += sequence * N * V
-    d = tl.arange(0, BK)
-    dtype = q_ptr.dtype.element_ty
-    A1, B1, a1, b1, w1 = _selections(table_ptr, weight_ptr, 0, F, K, BK, F1, dtype)
-    S1, z1 = _load_state(
-        S_ptr, z_ptr, first_S_ptr, first_z_ptr, sequence, 0, segment, segments, 0, v, F, V, F1, HAS_FIRST
-    )
-    if F2 > 0:
-        A2, B2, a2, b2, w2 = _selections(table_ptr, weight_ptr, F1, F, K, BK, F2, dtype)
-        S2, z2 = _load_state(
-            S_ptr, z_ptr, first_S_ptr, first_z_ptr, sequence, 0, segment, segments, F1, v, F, V, F2, HAS_FIRST
-        )
+    S, M = _load_state(
+        S_ptr, z_ptr, first_S_ptr, first_z_ptr, place_ptr, weight_ptr, sequence, 0, segment, segments, v, F, V,
+        BK, BF, BLOCKS, HAS_FIRST,
+    )  # fmt: skip
+    count = _corner(M, K, BK)
     c = tl.arange(0, C)
     causal = c[:, None] >= c[None, :]
     for start in range(segment * span, tl.minimum((segment + 1) * span, N), C):
         n = start + c
         inside = n < N
-        q = tl.load(q_ptr + n[:, None] * qn + d[None, :], mask=inside[:, None] & (d < K)[None, :], other=0.0)
-        kT = tl.load(k_ptr + n[None, :] * kn + d[:, None], mask=inside[None, :] & (d < K)[:, None], other=0.0)
-        values = tl.load(v_ptr + n[:, None] * vn + v[None, :], mask=inside[:, None] & (v < V)[None, :], other=0.0)
-        s = tl.dot(q, kT, input_precision=PRECISION) * scale
-        w = tl.where(causal, 1 + s * (1 + 0.5 * s), 0.0)
-        num = tl.dot(w.to(dtype), values, input_precision=PRECISION)
-        den = tl.sum(w, 1)
-        num, den = _read(num, den, q, S1, z1, A1, B1, a1, b1, w1, PRECISION)
-        if F2 > 0:
-            num, den = _read(num, den, q, S2, z2, A2, B2, a2, b2, w2, PRECISION)
-        den += eps
-        y = (num / den[:, None]).to(dtype)
-        tl.store(y_ptr + n[:, None] * V + v[None, :], y, mask=inside[:, None] & (v < V)[None, :])
+        q = _rows(q_ptr, n, inside, qn, scale, K, BK)
+        k = _rows(k_ptr, n, inside, kn, 1.0, K, BK)
+        vT = tl.load(v_ptr + n[None, :] * vn + v[:, None], mask=inside[None, :] & (v < V)[:, None], other=0.0)
+        s = tl.dot(q, k.T, input_precision=PRECISION)
+        w = tl.where(causal, 0.5 * s * s + 0.5, 0.0)
+        den = tl.sum(w, 1) + 0.5 * (tl.sum(_through(q, M, PRECISION) * q.to(tl.float32), 1) + count) + eps
+        numT = tl.dot(vT, w.to(q.dtype).T, input_precision=PRECISION)
+        numT = _read(numT, q, S, P_ptr, BK, BF, BLOCKS, PRECISION)
+        yT = (numT / den[None, :]).to(y_ptr.dtype.element_ty)
+        tl.store(y_ptr + n[None, :] * V + v[:, None], yT, mask=inside[None, :] & (v < V)[:, None])
         tl.store(den_ptr + sequence * N + n, den, mask=inside & last_values)
-        e = inside.to(tl.float32)
-        S1, z1 = _write(S1, z1, kT, values, e, A1, B1, a1, b1, w1, PRECISION)
-        if F2 > 0:
-            S2, z2 = _write(S2, z2, kT, values, e, A2, B2, a2, b2, w2, PRECISION)
+        S = _write(S, k, vT, P_ptr, BK, BF, BLOCKS, PRECISION)
+        M += tl.dot(k.T, k, input_precision=PRECISION)
+        count += C
     if segment == segments - 1:
-        _store_state(last_S_ptr, last_z_ptr, sequence, S1, z1, 0, v, F, V, last_values, F1)
-        if F2 > 0:
-            _store_state(last_S_ptr, last_z_ptr, sequence, S2, z2, F1, v, F, V, last_values, F2)
+        _store_state(
+            last_S_ptr, last_z_ptr, place_ptr, weight_ptr, sequence, S, M, v, F, V, last_values, BK, BF, BLOCKS
+        )
+
+
+@triton.jit
+def _corner(M, K: tl.constexpr, BK: tl.constexpr):
+    """How many tokens M has seen, the product of the 1 with itself."""
+    d = tl.arange(0, BK)
+    return tl.sum(tl.sum(tl.where((d[:, None] == K) & (d[None, :] == K), M, 0.0), 1), 0)
 
 
 @triton.jit
@@ -238,12 +260,12 @@ def _by_numerator(y_ptr, den_ptr, dy_ptr, u_ptr, e_ptr, rows, V, BV: tl.constexp
 
 @triton.jit
 def _queries_backward(
-    q_ptr, k_ptr, v_ptr, u_ptr, e_ptr, table_ptr, weight_ptr, S_ptr, z_ptr, first_S_ptr, first_z_ptr, dq_ptr,
+    q_ptr, k_ptr, v_ptr, u_ptr, e_ptr, P_ptr, place_ptr, weight_ptr, S_ptr, z_ptr, first_S_ptr, first_z_ptr, dq_ptr,
     H, N, V, F, span, segments, qb, qh, qn, kb, kh, kn, vb, vh, vn, scale,
-    K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, F1: tl.constexpr, F2: tl.constexpr,
+    K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, BF: tl.constexpr, BLOCKS: tl.constexpr,
     HAS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of a segment's queries, S made again."""
+    """The gradients of a segment's queries, S and M made again."""
     sequence = tl.program_id(0).to(tl.int64)
     segment = tl.program_id(1)
     b, h = sequence // H, sequence % H
@@ -251,49 +273,39 @@ def _queries_backward(
     k_ptr += b * kb + h * kh
     v_ptr += b * vb + h * vh
     v, d, c = tl.arange(0, BV), tl.arange(0, BK), tl.arange(0, C)
-    dtype = q_ptr.dtype.element_ty
-    A1, B1, a1, b1, w1 = _selections(table_ptr, weight_ptr, 0, F, K, BK, F1, dtype)
-    S1, z1 = _load_state(
-        S_ptr, z_ptr, first_S_ptr, first_z_ptr, sequence, 0, segment, segments, 0, v, F, V, F1, HAS_FIRST
-    )
-    if F2 > 0:
-        A2, B2, a2, b2, w2 = _selections(table_ptr, weight_ptr, F1, F, K, BK, F2, dtype)
-        S2, z2 = _load_state(
-            S_ptr, z_ptr, first_S_ptr, first_z_ptr, sequence, 0, segment, segments, F1, v, F, V, F2, HAS_FIRST
-        )
+    S, M = _load_state(
+        S_ptr, z_ptr, first_S_ptr, first_z_ptr, place_ptr, weight_ptr, sequence, 0, segment, segments, v, F, V,
+        BK, BF, BLOCKS, HAS_FIRST,
+    )  # fmt: skip
     causal = c[:, None] >= c[None, :]
     for start in range(segment * span, tl.minimum((segment + 1) * span, N), C):
         n = start + c
         inside = n < N
-        q = tl.load(q_ptr + n[:, None] * qn + d[None, :], mask=inside[:, None] & (d < K)[None, :], other=0.0)
-        k = tl.load(k_ptr + n[:, None] * kn + d[None, :], mask=inside[:, None] & (d < K)[None, :], other=0.0)
-        values = tl.load(v_ptr + n[:, None] * vn + v[None, :], mask=inside[:, None] & (v < V)[None, :], other=0.0)
         row = sequence * N + n
+        q = _rows(q_ptr, n, inside, qn, scale, K, BK)
+        k = _rows(k_ptr, n, inside, kn, 1.0, K, BK)
+        vT = tl.load(v_ptr + n[None, :] * vn + v[:, None], mask=inside[None, :] & (v < V)[:, None], other=0.0)
         u = tl.load(u_ptr + row[:, None] * V + v[None, :], mask=inside[:, None] & (v < V)[None, :], other=0.0)
         e = tl.load(e_ptr + row, mask=inside, other=0.0)
-        s = tl.dot(q, k.T, input_precision=PRECISION) * scale
-        dw = tl.dot(u, values.T, input_precision=PRECISION) + e[:, None]
-        ds = tl.where(causal, dw * (1 + s) * scale, 0.0)
-        dq = tl.dot(ds.to(dtype), k, input_precision=PRECISION)
-        dq = _gradient(dq, q, S1, z1, u, e, A1, B1, a1, b1, w1, PRECISION)
-        if F2 > 0:
-            dq = _gradient(dq, q, S2, z2, u, e, A2, B2, a2, b2, w2, PRECISION)
-        tl.store(dq_ptr + row[:, None] * K + d[None, :], dq.to(dtype), mask=inside[:, None] & (d < K)[None, :])
-        one = inside.to(tl.float32)
-        S1, z1 = _write(S1, z1, k.T, values, one, A1, B1, a1, b1, w1, PRECISION)
-        if F2 > 0:
-            S2, z2 = _write(S2, z2, k.T, values, one, A2, B2, a2, b2, w2, PRECISION)
+        s = tl.dot(q, k.T, input_precision=PRECISION)
+        dw = tl.dot(u, vT, input_precision=PRECISION) + e[:, None]
+        ds = tl.where(causal, dw * s, 0.0)
+        dq = tl.dot(ds.to(q.dtype), k, input_precision=PRECISION) + e[:, None] * _through(q, M, PRECISION)
+        dq, _ = _gradient(dq, 0.0, q, S, u, P_ptr, BK, BF, BLOCKS, False, PRECISION)
+        at = dq_ptr + row[:, None] * K + d[None, :]
+        tl.store(at, (dq * scale).to(dq_ptr.dtype.element_ty), mask=inside[:, None] & (d < K)[None, :])
+        S = _write(S, k, vT, P_ptr, BK, BF, BLOCKS, PRECISION)
+        M += tl.dot(k.T, k, input_precision=PRECISION)
 
 
 @triton.jit
 def _keys_backward(
-    q_ptr, k_ptr, v_ptr, u_ptr, e_ptr, table_ptr, weight_ptr, R_ptr, r_ptr, last_R_ptr, last_r_ptr, dk_ptr, dv_ptr,
-    dS_ptr, dz_ptr,
-    H, N, V, F, span, segments, qb, qh, qn, kb, kh, kn, vb, vh, vn, scale,
-    K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, F1: tl.constexpr, F2: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, u_ptr, e_ptr, P_ptr, place_ptr, weight_ptr, R_ptr, r_ptr, last_R_ptr, last_r_ptr,
+    dk_ptr, dv_ptr, dS_ptr, dz_ptr, H, N, V, F, span, segments, qb, qh, qn, kb, kh, kn, vb, vh, vn, scale,
+    K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, BF: tl.constexpr, BLOCKS: tl.constexpr,
     HAS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of a segment's keys and values, last chunk first, with R over what comes after in place of S."""
+    """The gradients of a segment's keys and values, last chunk first: keys read what the queries after them write."""
     sequence = tl.program_id(0).to(tl.int64)
     segment = tl.program_id(1)
     b, h = sequence // H, sequence % H
@@ -301,48 +313,36 @@ def _keys_backward(
     k_ptr += b * kb + h * kh
     v_ptr += b * vb + h * vh
     v, d, c = tl.arange(0, BV), tl.arange(0, BK), tl.arange(0, C)
-    dtype = q_ptr.dtype.element_ty
-    A1, B1, a1, b1, w1 = _selections(table_ptr, weight_ptr, 0, F, K, BK, F1, dtype)
-    R1, r1 = _load_state(
-        R_ptr, r_ptr, last_R_ptr, last_r_ptr, sequence, segment + 1, segments, segments, 0, v, F, V, F1, HAS_FIRST
-    )
-    if F2 > 0:
-        A2, B2, a2, b2, w2 = _selections(table_ptr, weight_ptr, F1, F, K, BK, F2, dtype)
-        R2, r2 = _load_state(
-            R_ptr, r_ptr, last_R_ptr, last_r_ptr, sequence, segment + 1, segments, segments, F1, v, F, V, F2, HAS_FIRST
-        )
+    R, M = _load_state(
+        R_ptr, r_ptr, last_R_ptr, last_r_ptr, place_ptr, weight_ptr, sequence, segment + 1, segments, segments, v, F, V,
+        BK, BF, BLOCKS, HAS_FIRST,
+    )  # fmt: skip
     later = c[:, None] <= c[None, :]  # keys down, queries across
     chunks = tl.cdiv(tl.minimum((segment + 1) * span, N) - segment * span, C)
     for i in range(chunks):
         n = segment * span + (chunks - 1 - i) * C + c
         inside = n < N
         row = sequence * N + n
-        q = tl.load(q_ptr + n[:, None] * qn + d[None, :], mask=inside[:, None] & (d < K)[None, :], other=0.0)
-        k = tl.load(k_ptr + n[:, None] * kn + d[None, :], mask=inside[:, None] & (d < K)[None, :], other=0.0)
+        k = _rows(k_ptr, n, inside, kn, scale, K, BK)
+        q = _rows(q_ptr, n, inside, qn, 1.0, K, BK)
         values = tl.load(v_ptr + n[:, None] * vn + v[None, :], mask=inside[:, None] & (v < V)[None, :], other=0.0)
-        u = tl.load(u_ptr + row[:, None] * V + v[None, :], mask=inside[:, None] & (v < V)[None, :], other=0.0)
+        uT = tl.load(u_ptr + row[None, :] * V + v[:, None], mask=inside[None, :] & (v < V)[:, None], other=0.0)
         e = tl.load(e_ptr + row, mask=inside, other=0.0)
-        s = tl.dot(k, q.T, input_precision=PRECISION) * scale
-        w = tl.where(later & inside[None, :], 1 + s * (1 + 0.5 * s), 0.0)
-        dv = tl.dot(w.to(dtype), u, input_precision=PRECISION)
-        dw = tl.dot(values, u.T, input_precision=PRECISION) + e[None, :]
-        ds = tl.where(later, dw * (1 + s) * scale, 0.0)
-        dk = tl.dot(ds.to(dtype), q, input_precision=PRECISION)
-        none = tl.zeros([C], tl.float32)
-        dv, _ = _read(dv, none, k, R1, r1, A1, B1, a1, b1, w1, PRECISION)
-        dk = _gradient(dk, k, R1, r1, values, none + 1, A1, B1, a1, b1, w1, PRECISION)
-        if F2 > 0:
-            dv, _ = _read(dv, none, k, R2, r2, A2, B2, a2, b2, w2, PRECISION)
-            dk = _gradient(dk, k, R2, r2, values, none + 1, A2, B2, a2, b2, w2, PRECISION)
-        tl.store(dk_ptr + row[:, None] * K + d[None, :], dk.to(dtype), mask=inside[:, None] & (d < K)[None, :])
-        tl.store(dv_ptr + row[:, None] * V + v[None, :], dv.to(dtype), mask=inside[:, None] & (v < V)[None, :])
-        R1, r1 = _write(R1, r1, q.T, u, e, A1, B1, a1, b1, w1, PRECISION)
-        if F2 > 0:
-            R2, r2 = _write(R2, r2, q.T, u, e, A2, B2, a2, b2, w2, PRECISION)
+        s = tl.dot(k, q.T, input_precision=PRECISION)
+        w = tl.where(later, 0.5 * s * s + 0.5, 0.0)  # of queries that are not inside, u and e are 0
+        dvT = tl.dot(uT, w.to(k.dtype).T, input_precision=PRECISION)
+        dw = tl.dot(values, uT, input_precision=PRECISION) + e[None, :]
+        ds = tl.where(later, dw * s, 0.0)
+        dk = tl.dot(ds.to(k.dtype), q, input_precision=PRECISION) + _through(k, M, PRECISION)
+        dk, dvT = _gradient(dk, dvT, k, R, values, P_ptr, BK, BF, BLOCKS, True, PRECISION)
+        at = dk_ptr + row[:, None] * K + d[None, :]
+        tl.store(at, (dk * scale).to(dk_ptr.dtype.element_ty), mask=inside[:, None] & (d < K)[None, :])
+        at = dv_ptr + row[None, :] * V + v[:, None]
+        tl.store(at, dvT.to(dv_ptr.dtype.element_ty), mask=inside[None, :] & (v < V)[:, None])
+        R = _write(R, q, uT, P_ptr, BK, BF, BLOCKS, PRECISION)
+        M += tl.dot(q.T, (q.to(tl.float32) * e[:, None]).to(q.dtype), input_precision=PRECISION)
     if segment == 0:
-        _store_state(dS_ptr, dz_ptr, sequence, R1, r1, 0, v, F, V, True, F1)
-        if F2 > 0:
-            _store_state(dS_ptr, dz_ptr, sequence, R2, r2, F1, v, F, V, True, F2)
+        _store_state(dS_ptr, dz_ptr, place_ptr, weight_ptr, sequence, R, M, v, F, V, True, BK, BF, BLOCKS)
 
 
 @triton.jit
@@ -389,7 +389,15 @@ Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 @torch.library.custom_op("recallbench::taylor_attention", mutates_args=())
 def _attention(
-    q: Tensor, k: Tensor, v: Tensor, S: Tensor | None, z: Tensor | None, table: Tensor, weight: Tensor, eps: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    S: Tensor | None,
+    z: Tensor | None,
+    P: Tensor,
+    place: Tensor,
+    weight: Tensor,
+    eps: float,
 ) -> Outputs:
     q, k, v = _by_rows(q, k, v)
     S, z = (None if t is None else t.contiguous() for t in (S, z))
@@ -397,16 +405,16 @@ def _attention(
     B, H, N, K = q.shape
     span = _span(q)
     segments = _ceil(N, span)
-    blocks = _blocks(q, v, weight)
+    blocks = _blocks(q, v, P)
     grid = (B * H, segments, _ceil(v.shape[-1], blocks["BV"]))
     sizes = (H, N, v.shape[-1], len(weight), span, segments)
     with torch.cuda.device_of(q):
         if segments > 1:
             strides = (*k.stride()[:3], *v.stride()[:3])
-            _segment_sums[grid](k, v, None, table, weight, sum_S, sum_z, *sizes, *strides, HAS_E=False, **blocks)
+            _segment_sums[grid](k, v, None, P, place, weight, sum_S, sum_z, *sizes, *strides, HAS_E=False, **blocks)
         strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
         _forward[grid](
-            q, k, v, table, weight, sum_S, sum_z, S, z, y, den, last_S, last_z, *sizes, *strides, K**-0.5, eps,
+            q, k, v, P, place, weight, sum_S, sum_z, S, z, y, den, last_S, last_z, *sizes, *strides, K**-0.5, eps,
             HAS_FIRST=S is not None, **blocks,
         )  # fmt: skip
     return y, last_S, last_z, den, sum_S, sum_z
@@ -414,7 +422,15 @@ def _attention(
 
 @_attention.register_fake
 def _(
-    q: Tensor, k: Tensor, v: Tensor, S: Tensor | None, z: Tensor | None, table: Tensor, weight: Tensor, eps: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    S: Tensor | None,
+    z: Tensor | None,
+    P: Tensor,
+    place: Tensor,
+    weight: Tensor,
+    eps: float,
 ) -> Outputs:
     return _empty_outputs(q, v, S, weight)
 
@@ -425,7 +441,8 @@ Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 @torch.library.custom_op("recallbench::taylor_attention_backward", mutates_args=())
 def _gradients(
-    q: Tensor, k: Tensor, v: Tensor, S: Tensor | None, z: Tensor | None, table: Tensor, weight: Tensor, y: Tensor,
+    q: Tensor, k: Tensor, v: Tensor, S: Tensor | None, z: Tensor | None,
+    P: Tensor, place: Tensor, weight: Tensor, y: Tensor,
     den: Tensor, sum_S: Tensor, sum_z: Tensor, dy: Tensor, dlast_S: Tensor | None, dlast_z: Tensor | None,
 ) -> Gradients:  # fmt: skip
     q, k, v = _by_rows(q, k, v)
@@ -435,7 +452,7 @@ def _gradients(
     span = _span(q)
     segments = _ceil(N, span)
     whole = max(16, triton.next_power_of_2(V))
-    blocks = {**_blocks(q, v, weight), "BV": whole}
+    blocks = {**_blocks(q, v, P), "BV": whole}
     grid, sizes = (B * H, segments), (H, N, V, len(weight), span, segments)
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], K**-0.5)
     u, e = torch.empty_like(y), torch.empty_like(den)
@@ -444,13 +461,25 @@ def _gradients(
         _by_numerator[(_ceil(B * H * N, 32),)](y, den, dy.contiguous(), u, e, B * H * N, V, whole, 32)
         if segments > 1:
             _segment_sums[(*grid, 1)](
-                q, u, e, table, weight, later_S, later_z, *sizes, *q.stride()[:3], *u.stride()[:3], HAS_E=True, **blocks
+                q,
+                u,
+                e,
+                P,
+                place,
+                weight,
+                later_S,
+                later_z,
+                *sizes,
+                *q.stride()[:3],
+                *u.stride()[:3],
+                HAS_E=True,
+                **blocks,
             )
         _queries_backward[grid](
-            q, k, v, u, e, table, weight, sum_S, sum_z, S, z, dq, *sizes, *strides, HAS_FIRST=S is not None, **blocks
+            q, k, v, u, e, P, place, weight, sum_S, sum_z, S, z, dq, *sizes, *strides, HAS_FIRST=S is not None, **blocks
         )
         _keys_backward[grid](
-            q, k, v, u, e, table, weight, later_S, later_z, dlast_S, dlast_z, dk, dv, dS, dz, *sizes, *strides,
+            q, k, v, u, e, P, place, weight, later_S, later_z, dlast_S, dlast_z, dk, dv, dS, dz, *sizes, *strides,
             HAS_FIRST=dlast_S is not None, **blocks,
         )  # fmt: skip
     return dq, dk, dv, dS, dz
@@ -458,7 +487,8 @@ def _gradients(
 
 @_gradients.register_fake
 def _(
-    q: Tensor, k: Tensor, v: Tensor, S: Tensor | None, z: Tensor | None, table: Tensor, weight: Tensor, y: Tensor,
+    q: Tensor, k: Tensor, v: Tensor, S: Tensor | None, z: Tensor | None,
+    P: Tensor, place: Tensor, weight: Tensor, y: Tensor,
     den: Tensor, sum_S: Tensor, sum_z: Tensor, dy: Tensor, dlast_S: Tensor | None, dlast_z: Tensor | None,
 ) -> Gradients:  # fmt: skip
     return _empty_gradients(q, k, v, weight)
@@ -475,14 +505,24 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
 def _backward(
     ctx: Any, dy: Tensor | None, dlast_S: Tensor | None, dlast_z: Tensor | None, *unused: None
 ) -> tuple[Tensor | None, ...]:
-    q, k, v, S, z, table, weight, y, den, sum_S, sum_z = ctx.saved_tensors
+    q, k, v, S, z, P, place, weight, y, den, sum_S, sum_z = ctx.saved_tensors
     dy = torch.zeros_like(y) if dy is None else dy
     if (dlast_S is None) != (dlast_z is None):
         shape = (*q.shape[:2], len(weight))
         dlast_S = y.new_zeros(*shape, v.shape[-1]) if dlast_S is None else dlast_S
         dlast_z = y.new_zeros(shape) if dlast_z is None else dlast_z
-    dq, dk, dv, dS, dz = _gradients(q, k, v, S, z, table, weight, y, den, sum_S, sum_z, dy, dlast_S, dlast_z)
-    return dq, dk, dv, None if S is None else dS.to(S.dtype), None if z is None else dz.to(z.dtype), None, None, None
+    dq, dk, dv, dS, dz = _gradients(q, k, v, S, z, P, place, weight, y, den, sum_S, sum_z, dy, dlast_S, dlast_z)
+    return (
+        dq,
+        dk,
+        dv,
+        None if S is None else dS.to(S.dtype),
+        None if z is None else dz.to(z.dtype),
+        None,
+        None,
+        None,
+        None,
+    )
 
 
 _attention.register_autograd(_backward, setup_context=_save)
@@ -491,13 +531,13 @@ _attention.register_autograd(_backward, setup_context=_save)
 @_attention.register_vmap
 def _(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Outputs, tuple[int, ...]]:
     """Members are so many more sequences."""
-    *tensors, table, weight, eps = args
+    *tensors, P, place, weight, eps = args
     merged = [
         None if t is None else (t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)).flatten(0, 1)
         for t, dim in zip(tensors, in_dims, strict=False)
     ]
     y, last_S, last_z, den, sum_S, sum_z = (
-        t.unflatten(0, (info.batch_size, -1)) for t in _attention(*merged, table, weight, eps)
+        t.unflatten(0, (info.batch_size, -1)) for t in _attention(*merged, P, place, weight, eps)
     )
     return (y, last_S, last_z, den, sum_S, sum_z), 6 * (0,)
 
@@ -511,7 +551,7 @@ def fused_taylor_attention(
     """
     S, z = (None, None) if state is None else state
     _check(q, k, v, S, z)
-    return _attention(q, k, v, S, z, *_on(features, q.device), eps)[:3]
+    return _attention(q, k, v, S, z, *_tables(features, q.device, q.dtype)[:3], eps)[:3]
 
 
 @torch.library.custom_op("recallbench::taylor_attention_step", mutates_args={"S", "z"})
@@ -542,7 +582,8 @@ def fused_taylor_step(
     _check(q.unsqueeze(2), k.unsqueeze(2), v.unsqueeze(2), *state)
     if not (state.S.is_contiguous() and state.z.is_contiguous()):
         raise ValueError("taylor_attention_step got a state that is not contiguous, and updates it in place")
-    return _decode(q, k, v, *state, *_on(features, q.device), eps)
+    _, _, weight, table = _tables(features, q.device, q.dtype)
+    return _decode(q, k, v, *state, table, weight, eps)
 
 
 def fuses(q: Tensor, k: Tensor, v: Tensor, state: LinearAttentionState | None) -> bool:
@@ -619,32 +660,39 @@ def _span(q: Tensor) -> int:
     return _ceil(chunks, segments) * CHUNK
 
 
-def _blocks(q: Tensor, v: Tensor, weight: Tensor) -> dict[str, Any]:
-    """Block sizes and the compiler's options. Features go in two blocks, F1 and F2, since each is a power of 2."""
-    K, F = q.shape[-1], len(weight)
-    F1 = max(16, 1 << (F.bit_length() - 1))
-    F2 = 0 if F <= F1 else max(16, triton.next_power_of_2(F - F1))
+def _blocks(q: Tensor, v: Tensor, P: Tensor) -> dict[str, Any]:
+    """Block sizes and the compiler's options."""
+    K, (_, F, BK) = q.shape[-1], P.shape
     values = 64 if F <= 160 else 32 if F <= 384 else 16  # so that S takes no more than half of the registers
     return {
         "K": K,
-        "BK": max(16, triton.next_power_of_2(K)),
+        "BK": BK,
         "BV": max(16, min(triton.next_power_of_2(v.shape[-1]), values)),
         "C": CHUNK,
-        "F1": F1,
-        "F2": F2,
+        "BF": FEATURES,
+        "BLOCKS": F // FEATURES,
         "PRECISION": "tf32x3" if q.dtype == torch.float32 else "ieee",
-        "num_warps": 4 if F <= 160 else 8,
-        "num_stages": 2,
+        "num_warps": 4,
+        "num_stages": 1,  # two programs a processor hide more than loading ahead would, for which P takes the room
     }
 
 
-_tables: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
+@cache
+def _tables(features: Features, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the kernels know of the features.
 
-
-def _on(features: Features, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The indices [2, F] and weights [F] on the device, moved there once."""
-    key = len(features.weight), device
-    if key not in _tables:
-        indices = torch.stack([features.left, features.right]).to(torch.int32)
-        _tables[key] = indices.to(device), features.weight.float().to(device)
-    return _tables[key]
+    P [3, F, BK], F up to whole blocks: for each feature a 1 in the place of its left factor, its right factor, and its
+    left factor again, where a square counts half. `place` [BK, BK]: which feature, or -1, is the product of two inputs.
+    Weights [F]. Indices [2, F].
+    """
+    left, right, weight = features
+    F, K = len(weight), int(left.max())
+    BK = max(16, triton.next_power_of_2(K + 1))
+    f = torch.arange(F)
+    P = torch.zeros(3, _ceil(F, FEATURES) * FEATURES, BK, dtype=dtype)
+    P[0, f, left] = P[1, f, right] = P[2, f, left] = 1
+    P[2, f[(left == right) & (left < K)]] /= 2
+    place = torch.full((BK, BK), -1, dtype=torch.int32)
+    place[left, right] = place[right, left] = f.int()
+    tables = P, place, weight.float(), torch.stack([left, right]).int()
+    return tuple(t.to(device) for t in tables)  # pyright: ignore[reportReturnType]
