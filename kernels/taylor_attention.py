@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from kernels.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
-from kernels.taylor_attention_triton import fused_taylor_attention, fused_taylor_step, fuses
+from kernels.taylor_attention_triton import fused_taylor_attention
 from kernels.taylor_features import features
+from kernels.taylor_step_triton import fused_taylor_step
+from kernels.taylor_sums_triton import fuses
 
 EPS = 1e-6
 """Added to the sum of similarities, as `models.mixers.linear_attention` does for every map."""

@@ -6,22 +6,14 @@ sums in registers for all before it, starting from the sums of the segments befo
 first kernel. The backward pass makes everything again: queries' gradients in the same order, keys' and values' in
 reverse, with sums over the queries that come after.
 
-Of the two that meet one is a reader, x = (q / sqrt(K), 1), and the other a writer, x' = (k, 1), so that 1 + s = x . x'
-and w = ((1 + s)^2 + 1) / 2. A feature is the product of two elements of either, a square counting half with the reader:
-no weights are rounded but by those powers of 2. Features come out of tensor cores as (x P) * (x P') with 0-1 matrices,
-which is exact, and their gradients go back through the transposes. The sums of w need no features, since
-
-    sum over s of w_ts = (x_t^T M x_t + n) / 2   with M = sum over s of x'_s x'_s^T of n tokens s.
-
 A token and head take, forward: 4 F V operations for S, 8 F K for its features, 2 C (K + V) within the chunk, and the
 keys' half of the former again where there are several segments; bytes are those of q, k, v and y, 2 (2 K + 2 V) in
-bfloat16, and those of one state a segment. A step takes 4 F V operations, and reads and writes the state once.
+bfloat16, and those of one state a segment.
 """
 
 # Triton has no types for launches, nor for functions of kernels that return several tensors.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -31,131 +23,30 @@ from torch import Tensor
 
 from kernels.linear_attention import LinearAttentionState
 from kernels.taylor_features import Features
+from kernels.taylor_sums_triton import (
+    FEATURES,
+    by_rows,
+    ceil,
+    check,
+    corner,
+    gradient,
+    load_state,
+    read,
+    rows,
+    store_state,
+    tables,
+    through,
+    write,
+)
 
 PROGRAMS = 256
 """Sequences are cut into segments until there are so many programs, two for each processor of an H100."""
 
 CHUNK = 64
-FEATURES = 32
-"""Positions a chunk, C, and features a block, BF."""
+"""Positions a chunk, C."""
 
 MOST_SEGMENTS = 16
 """More would spend more on adding up the segments before than they spare."""
-
-DTYPES = {torch.float32, torch.bfloat16, torch.float16}
-
-MOST_VALUES = 128
-MOST_FEATURES = 576
-"""V and F, this one up to K = 32; beyond, the running sum does not fit into registers."""
-
-
-@triton.jit
-def _rows(x_ptr, n, inside, stride, scale, K: tl.constexpr, BK: tl.constexpr):
-    """x [C, BK]: K inputs times `scale`, a 1, and zeros; all zeros for rows that are not inside."""
-    d = tl.arange(0, BK)
-    x = tl.load(x_ptr + n[:, None] * stride + d[None, :], mask=inside[:, None] & (d < K)[None, :], other=0.0)
-    one = (inside[:, None] & (d == K)[None, :]).to(tl.float32)
-    return (x.to(tl.float32) * scale + one).to(x_ptr.dtype.element_ty)
-
-
-@triton.jit
-def _factors(x, P_ptr, first, second, i, BK: tl.constexpr, BF: tl.constexpr, PRECISION: tl.constexpr):
-    """Both factors of block i of the features: [C, BK] -> [C, BF] each, in float32."""
-    at = (i * BF + tl.arange(0, BF))[None, :] * BK + tl.arange(0, BK)[:, None]
-    left = tl.dot(x, tl.load(P_ptr + first + at), input_precision=PRECISION)
-    right = tl.dot(x, tl.load(P_ptr + second + at), input_precision=PRECISION)
-    return left, right
-
-
-@triton.jit
-def _read(numT, x, S, P_ptr, BK: tl.constexpr, BF: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr):
-    """Add the features of readers [C, BK] times S: numT [BV, C]."""
-    for i in tl.static_range(BLOCKS):
-        left, right = _factors(x, P_ptr, 2 * BLOCKS * BF * BK, BLOCKS * BF * BK, i, BK, BF, PRECISION)
-        numT += tl.dot(S[i].to(x.dtype), (left * right).to(x.dtype).T, input_precision=PRECISION)
-    return numT
-
-
-@triton.jit
-def _write(S, x, uT, P_ptr, BK: tl.constexpr, BF: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr):
-    """Add u^T times the features of writers [C, BK] to each block [BV, BF]."""
-    new = ()
-    for i in tl.static_range(BLOCKS):
-        left, right = _factors(x, P_ptr, 0, BLOCKS * BF * BK, i, BK, BF, PRECISION)
-        phi = (left * right).to(x.dtype)
-        new += (S[i] + tl.dot(uT, phi, input_precision=PRECISION),)
-    return new
-
-
-@triton.jit
-def _gradient(
-    dx, numT, x, S, u, P_ptr,
-    BK: tl.constexpr, BF: tl.constexpr, BLOCKS: tl.constexpr, READS: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Add the gradient of readers [C, BK] by that of their features, u S; and, where it `READS`, as `_read` does."""
-    for i in tl.static_range(BLOCKS):
-        left, right = _factors(x, P_ptr, 2 * BLOCKS * BF * BK, BLOCKS * BF * BK, i, BK, BF, PRECISION)
-        kept = S[i].to(x.dtype)
-        if READS:
-            numT += tl.dot(kept, (left * right).to(x.dtype).T, input_precision=PRECISION)
-        dphi = tl.dot(u, kept, input_precision=PRECISION)
-        at = (i * BF + tl.arange(0, BF))[:, None] * BK + tl.arange(0, BK)[None, :]
-        P_left, P_right = tl.load(P_ptr + 2 * BLOCKS * BF * BK + at), tl.load(P_ptr + BLOCKS * BF * BK + at)
-        dx += tl.dot((dphi * right).to(x.dtype), P_left, input_precision=PRECISION)
-        dx += tl.dot((dphi * left).to(x.dtype), P_right, input_precision=PRECISION)
-    return dx, numT
-
-
-@triton.jit
-def _through(x, M, PRECISION: tl.constexpr):
-    """x M [C, BK] in the precision of M, since all of a denominator hangs on it."""
-    return tl.dot(x.to(tl.float32), M, input_precision="tf32" if PRECISION == "ieee" else PRECISION)
-
-
-@triton.jit
-def _load_state(
-    S_ptr, z_ptr, first_S_ptr, first_z_ptr, place_ptr, weight_ptr, sequence, lo, hi, segments, v, F, V,
-    BK: tl.constexpr, BF: tl.constexpr, BLOCKS: tl.constexpr, HAS_FIRST: tl.constexpr,
-):  # fmt: skip
-    """S^T [BV, BF] of each block and M [BK, BK]: what came first and the sums of segments lo .. hi - 1."""
-    all_S = ()
-    for i in tl.static_range(BLOCKS):
-        f = i * BF + tl.arange(0, BF)
-        at = f[None, :] * V + v[:, None]
-        inside = (f < F)[None, :] & (v < V)[:, None]
-        S = tl.zeros([v.shape[0], BF], tl.float32)
-        if HAS_FIRST:
-            S += tl.load(first_S_ptr + sequence * F * V + at, mask=inside, other=0.0).to(tl.float32)
-        for segment in range(lo, hi):
-            S += tl.load(S_ptr + (sequence * segments + segment) * F * V + at, mask=inside, other=0.0)
-        all_S += (S / tl.load(weight_ptr + f, mask=f < F, other=1.0)[None, :],)
-    d = tl.arange(0, BK)
-    place = tl.load(place_ptr + d[:, None] * BK + d[None, :])
-    there = place >= 0
-    M = tl.zeros([BK, BK], tl.float32)
-    if HAS_FIRST:
-        M += tl.load(first_z_ptr + sequence * F + place, mask=there, other=0.0).to(tl.float32)
-    for segment in range(lo, hi):
-        M += tl.load(z_ptr + (sequence * segments + segment) * F + place, mask=there, other=0.0)
-    return all_S, M / tl.load(weight_ptr + place, mask=there, other=1.0)
-
-
-@triton.jit
-def _store_state(
-    S_ptr, z_ptr, place_ptr, weight_ptr, row, S, M, v, F, V, last,
-    BK: tl.constexpr, BF: tl.constexpr, BLOCKS: tl.constexpr,
-):  # fmt: skip
-    """S and z as they are kept. `last`: whether these are the last of the values, with which z goes."""
-    for i in tl.static_range(BLOCKS):
-        f = i * BF + tl.arange(0, BF)
-        at = S_ptr + row * F * V + f[None, :] * V + v[:, None]
-        kept = S[i] * tl.load(weight_ptr + f, mask=f < F, other=0.0)[None, :]
-        tl.store(at, kept.to(S_ptr.dtype.element_ty), mask=(f < F)[None, :] & (v < V)[:, None])
-    d = tl.arange(0, BK)
-    place = tl.load(place_ptr + d[:, None] * BK + d[None, :])
-    once = (place >= 0) & (d[:, None] <= d[None, :]) & last
-    kept = M * tl.load(weight_ptr + place, mask=place >= 0, other=0.0)
-    tl.store(z_ptr + row * F + place, kept.to(z_ptr.dtype.element_ty), mask=once)
 
 
 @triton.jit
@@ -171,15 +62,15 @@ def _segment_sums(
     v = tl.program_id(2) * BV + tl.arange(0, BV)
     x_ptr += sequence // H * xb + sequence % H * xh
     u_ptr += sequence // H * ub + sequence % H * uh
-    S, M = _load_state(
+    S, M = load_state(
         S_ptr, z_ptr, None, None, place_ptr, weight_ptr, sequence, 0, 0, segments, v, F, V, BK, BF, BLOCKS, False
     )
     for start in range(segment * span, tl.minimum((segment + 1) * span, N), C):
         n = start + tl.arange(0, C)
         inside = n < N
-        x = _rows(x_ptr, n, inside, xn, 1.0, K, BK)
+        x = rows(x_ptr, n, inside, xn, 1.0, K, BK)
         uT = tl.load(u_ptr + n[None, :] * un + v[:, None], mask=inside[None, :] & (v < V)[:, None], other=0.0)
-        S = _write(S, x, uT, P_ptr, BK, BF, BLOCKS, PRECISION)
+        S = write(S, x, uT, P_ptr, BK, BF, BLOCKS, PRECISION)
         weighed = x
         if HAS_E:
             e = tl.load(e_ptr + sequence * N + n, mask=inside, other=0.0)
@@ -187,7 +78,7 @@ def _segment_sums(
         M += tl.dot(x.T, weighed, input_precision=PRECISION)
     last = tl.program_id(2) == tl.num_programs(2) - 1
     row = sequence * segments + segment
-    _store_state(S_ptr, z_ptr, place_ptr, weight_ptr, row, S, M, v, F, V, last, BK, BF, BLOCKS)
+    store_state(S_ptr, z_ptr, place_ptr, weight_ptr, row, S, M, v, F, V, last, BK, BF, BLOCKS)
 
 
 @triton.jit
@@ -207,41 +98,32 @@ def _forward(
     k_ptr += b * kb + h * kh
     v_ptr += b * vb + h * vh
     y_ptr += sequence * N * V
-    S, M = _load_state(
+    S, M = load_state(
         S_ptr, z_ptr, first_S_ptr, first_z_ptr, place_ptr, weight_ptr, sequence, 0, segment, segments, v, F, V,
         BK, BF, BLOCKS, HAS_FIRST,
     )  # fmt: skip
-    count = _corner(M, K, BK)
+    count = corner(M, K, BK)
     c = tl.arange(0, C)
     causal = c[:, None] >= c[None, :]
     for start in range(segment * span, tl.minimum((segment + 1) * span, N), C):
         n = start + c
         inside = n < N
-        q = _rows(q_ptr, n, inside, qn, scale, K, BK)
-        k = _rows(k_ptr, n, inside, kn, 1.0, K, BK)
+        q = rows(q_ptr, n, inside, qn, scale, K, BK)
+        k = rows(k_ptr, n, inside, kn, 1.0, K, BK)
         vT = tl.load(v_ptr + n[None, :] * vn + v[:, None], mask=inside[None, :] & (v < V)[:, None], other=0.0)
         s = tl.dot(q, k.T, input_precision=PRECISION)
         w = tl.where(causal, 0.5 * s * s + 0.5, 0.0)
-        den = tl.sum(w, 1) + 0.5 * (tl.sum(_through(q, M, PRECISION) * q.to(tl.float32), 1) + count) + eps
+        den = tl.sum(w, 1) + 0.5 * (tl.sum(through(q, M, PRECISION) * q.to(tl.float32), 1) + count) + eps
         numT = tl.dot(vT, w.to(q.dtype).T, input_precision=PRECISION)
-        numT = _read(numT, q, S, P_ptr, BK, BF, BLOCKS, PRECISION)
+        numT = read(numT, q, S, P_ptr, BK, BF, BLOCKS, PRECISION)
         yT = (numT / den[None, :]).to(y_ptr.dtype.element_ty)
         tl.store(y_ptr + n[None, :] * V + v[:, None], yT, mask=inside[None, :] & (v < V)[:, None])
         tl.store(den_ptr + sequence * N + n, den, mask=inside & last_values)
-        S = _write(S, k, vT, P_ptr, BK, BF, BLOCKS, PRECISION)
+        S = write(S, k, vT, P_ptr, BK, BF, BLOCKS, PRECISION)
         M += tl.dot(k.T, k, input_precision=PRECISION)
         count += C
     if segment == segments - 1:
-        _store_state(
-            last_S_ptr, last_z_ptr, place_ptr, weight_ptr, sequence, S, M, v, F, V, last_values, BK, BF, BLOCKS
-        )
-
-
-@triton.jit
-def _corner(M, K: tl.constexpr, BK: tl.constexpr):
-    """How many tokens M has seen, the product of the 1 with itself."""
-    d = tl.arange(0, BK)
-    return tl.sum(tl.sum(tl.where((d[:, None] == K) & (d[None, :] == K), M, 0.0), 1), 0)
+        store_state(last_S_ptr, last_z_ptr, place_ptr, weight_ptr, sequence, S, M, v, F, V, last_values, BK, BF, BLOCKS)
 
 
 @triton.jit
@@ -273,7 +155,7 @@ def _queries_backward(
     k_ptr += b * kb + h * kh
     v_ptr += b * vb + h * vh
     v, d, c = tl.arange(0, BV), tl.arange(0, BK), tl.arange(0, C)
-    S, M = _load_state(
+    S, M = load_state(
         S_ptr, z_ptr, first_S_ptr, first_z_ptr, place_ptr, weight_ptr, sequence, 0, segment, segments, v, F, V,
         BK, BF, BLOCKS, HAS_FIRST,
     )  # fmt: skip
@@ -282,19 +164,19 @@ def _queries_backward(
         n = start + c
         inside = n < N
         row = sequence * N + n
-        q = _rows(q_ptr, n, inside, qn, scale, K, BK)
-        k = _rows(k_ptr, n, inside, kn, 1.0, K, BK)
+        q = rows(q_ptr, n, inside, qn, scale, K, BK)
+        k = rows(k_ptr, n, inside, kn, 1.0, K, BK)
         vT = tl.load(v_ptr + n[None, :] * vn + v[:, None], mask=inside[None, :] & (v < V)[:, None], other=0.0)
         u = tl.load(u_ptr + row[:, None] * V + v[None, :], mask=inside[:, None] & (v < V)[None, :], other=0.0)
         e = tl.load(e_ptr + row, mask=inside, other=0.0)
         s = tl.dot(q, k.T, input_precision=PRECISION)
         dw = tl.dot(u, vT, input_precision=PRECISION) + e[:, None]
         ds = tl.where(causal, dw * s, 0.0)
-        dq = tl.dot(ds.to(q.dtype), k, input_precision=PRECISION) + e[:, None] * _through(q, M, PRECISION)
-        dq, _ = _gradient(dq, 0.0, q, S, u, P_ptr, BK, BF, BLOCKS, False, PRECISION)
+        dq = tl.dot(ds.to(q.dtype), k, input_precision=PRECISION) + e[:, None] * through(q, M, PRECISION)
+        dq, _ = gradient(dq, 0.0, q, S, u, P_ptr, BK, BF, BLOCKS, False, PRECISION)
         at = dq_ptr + row[:, None] * K + d[None, :]
         tl.store(at, (dq * scale).to(dq_ptr.dtype.element_ty), mask=inside[:, None] & (d < K)[None, :])
-        S = _write(S, k, vT, P_ptr, BK, BF, BLOCKS, PRECISION)
+        S = write(S, k, vT, P_ptr, BK, BF, BLOCKS, PRECISION)
         M += tl.dot(k.T, k, input_precision=PRECISION)
 
 
@@ -313,7 +195,7 @@ def _keys_backward(
     k_ptr += b * kb + h * kh
     v_ptr += b * vb + h * vh
     v, d, c = tl.arange(0, BV), tl.arange(0, BK), tl.arange(0, C)
-    R, M = _load_state(
+    R, M = load_state(
         R_ptr, r_ptr, last_R_ptr, last_r_ptr, place_ptr, weight_ptr, sequence, segment + 1, segments, segments, v, F, V,
         BK, BF, BLOCKS, HAS_FIRST,
     )  # fmt: skip
@@ -323,8 +205,8 @@ def _keys_backward(
         n = segment * span + (chunks - 1 - i) * C + c
         inside = n < N
         row = sequence * N + n
-        k = _rows(k_ptr, n, inside, kn, scale, K, BK)
-        q = _rows(q_ptr, n, inside, qn, 1.0, K, BK)
+        k = rows(k_ptr, n, inside, kn, scale, K, BK)
+        q = rows(q_ptr, n, inside, qn, 1.0, K, BK)
         values = tl.load(v_ptr + n[:, None] * vn + v[None, :], mask=inside[:, None] & (v < V)[None, :], other=0.0)
         uT = tl.load(u_ptr + row[None, :] * V + v[:, None], mask=inside[None, :] & (v < V)[:, None], other=0.0)
         e = tl.load(e_ptr + row, mask=inside, other=0.0)
@@ -333,54 +215,16 @@ def _keys_backward(
         dvT = tl.dot(uT, w.to(k.dtype).T, input_precision=PRECISION)
         dw = tl.dot(values, uT, input_precision=PRECISION) + e[None, :]
         ds = tl.where(later, dw * s, 0.0)
-        dk = tl.dot(ds.to(k.dtype), q, input_precision=PRECISION) + _through(k, M, PRECISION)
-        dk, dvT = _gradient(dk, dvT, k, R, values, P_ptr, BK, BF, BLOCKS, True, PRECISION)
+        dk = tl.dot(ds.to(k.dtype), q, input_precision=PRECISION) + through(k, M, PRECISION)
+        dk, dvT = gradient(dk, dvT, k, R, values, P_ptr, BK, BF, BLOCKS, True, PRECISION)
         at = dk_ptr + row[:, None] * K + d[None, :]
         tl.store(at, (dk * scale).to(dk_ptr.dtype.element_ty), mask=inside[:, None] & (d < K)[None, :])
         at = dv_ptr + row[None, :] * V + v[:, None]
         tl.store(at, dvT.to(dv_ptr.dtype.element_ty), mask=inside[None, :] & (v < V)[:, None])
-        R = _write(R, q, uT, P_ptr, BK, BF, BLOCKS, PRECISION)
+        R = write(R, q, uT, P_ptr, BK, BF, BLOCKS, PRECISION)
         M += tl.dot(q.T, (q.to(tl.float32) * e[:, None]).to(q.dtype), input_precision=PRECISION)
     if segment == 0:
-        _store_state(dS_ptr, dz_ptr, place_ptr, weight_ptr, sequence, R, M, v, F, V, True, BK, BF, BLOCKS)
-
-
-@triton.jit
-def _step(
-    q_ptr, k_ptr, v_ptr, table_ptr, weight_ptr, S_ptr, z_ptr, y_ptr,
-    H, V, F, qb, qh, kb, kh, vb, vh, eps,
-    K: tl.constexpr, BV: tl.constexpr, BF: tl.constexpr,
-):  # fmt: skip
-    """One token: S and z read once and written once, in place, BF features at a time."""
-    sequence = tl.program_id(0).to(tl.int64)
-    b, h = sequence // H, sequence % H
-    v = tl.arange(0, BV)
-    q_ptr += b * qb + h * qh
-    k_ptr += b * kb + h * kh
-    value = tl.load(v_ptr + b * vb + h * vh + v, mask=v < V, other=0.0).to(tl.float32)
-    S_ptr += sequence * F * V
-    z_ptr += sequence * F
-    num = tl.zeros([BF, BV], tl.float32)
-    den = tl.zeros([BF], tl.float32)
-    for first in range(0, F, BF):
-        f = first + tl.arange(0, BF)
-        left = tl.load(table_ptr + f, mask=f < F, other=K)
-        right = tl.load(table_ptr + F + f, mask=f < F, other=K)
-        weight = tl.load(weight_ptr + f, mask=f < F, other=0.0)
-        phi_q = tl.load(q_ptr + left, mask=left < K, other=1.0).to(tl.float32) * weight
-        phi_q *= tl.load(q_ptr + right, mask=right < K, other=1.0).to(tl.float32)
-        phi_k = tl.load(k_ptr + left, mask=left < K, other=1.0).to(tl.float32) * weight
-        phi_k *= tl.load(k_ptr + right, mask=right < K, other=1.0).to(tl.float32)
-        at = f[:, None] * V + v[None, :]
-        inside = (f < F)[:, None] & (v < V)[None, :]
-        S = tl.load(S_ptr + at, mask=inside, other=0.0).to(tl.float32) + phi_k[:, None] * value[None, :]
-        z = tl.load(z_ptr + f, mask=f < F, other=0.0).to(tl.float32) + phi_k
-        num += phi_q[:, None] * S
-        den += phi_q * z
-        tl.store(S_ptr + at, S.to(S_ptr.dtype.element_ty), mask=inside)
-        tl.store(z_ptr + f, z.to(z_ptr.dtype.element_ty), mask=f < F)
-    y = tl.sum(num, 0) / (tl.sum(den, 0) + eps)
-    tl.store(y_ptr + sequence * V + v, y.to(y_ptr.dtype.element_ty), mask=v < V)
+        store_state(dS_ptr, dz_ptr, place_ptr, weight_ptr, sequence, R, M, v, F, V, True, BK, BF, BLOCKS)
 
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -399,14 +243,14 @@ def _attention(
     weight: Tensor,
     eps: float,
 ) -> Outputs:
-    q, k, v = _by_rows(q, k, v)
+    q, k, v = by_rows(q, k, v)
     S, z = (None if t is None else t.contiguous() for t in (S, z))
     y, last_S, last_z, den, sum_S, sum_z = _empty_outputs(q, v, S, weight)
     B, H, N, K = q.shape
     span = _span(q)
-    segments = _ceil(N, span)
+    segments = ceil(N, span)
     blocks = _blocks(q, v, P)
-    grid = (B * H, segments, _ceil(v.shape[-1], blocks["BV"]))
+    grid = (B * H, segments, ceil(v.shape[-1], blocks["BV"]))
     sizes = (H, N, v.shape[-1], len(weight), span, segments)
     with torch.cuda.device_of(q):
         if segments > 1:
@@ -445,12 +289,12 @@ def _gradients(
     P: Tensor, place: Tensor, weight: Tensor, y: Tensor,
     den: Tensor, sum_S: Tensor, sum_z: Tensor, dy: Tensor, dlast_S: Tensor | None, dlast_z: Tensor | None,
 ) -> Gradients:  # fmt: skip
-    q, k, v = _by_rows(q, k, v)
+    q, k, v = by_rows(q, k, v)
     S, z, dlast_S, dlast_z = (None if t is None else t.contiguous() for t in (S, z, dlast_S, dlast_z))
     dq, dk, dv, dS, dz = _empty_gradients(q, k, v, weight)
     (B, H, N, K), V = q.shape, v.shape[-1]
     span = _span(q)
-    segments = _ceil(N, span)
+    segments = ceil(N, span)
     whole = max(16, triton.next_power_of_2(V))
     blocks = {**_blocks(q, v, P), "BV": whole}
     grid, sizes = (B * H, segments), (H, N, V, len(weight), span, segments)
@@ -458,7 +302,7 @@ def _gradients(
     u, e = torch.empty_like(y), torch.empty_like(den)
     later_S, later_z = torch.empty_like(sum_S), torch.empty_like(sum_z)
     with torch.cuda.device_of(q):
-        _by_numerator[(_ceil(B * H * N, 32),)](y, den, dy.contiguous(), u, e, B * H * N, V, whole, 32)
+        _by_numerator[(ceil(B * H * N, 32),)](y, den, dy.contiguous(), u, e, B * H * N, V, whole, 32)
         if segments > 1:
             _segment_sums[(*grid, 1)](
                 q,
@@ -550,91 +394,14 @@ def fused_taylor_attention(
     **Raises** `ValueError` where shapes, dtypes or devices do not fit together.
     """
     S, z = (None, None) if state is None else state
-    _check(q, k, v, S, z)
-    return _attention(q, k, v, S, z, *_tables(features, q.device, q.dtype)[:3], eps)[:3]
-
-
-@torch.library.custom_op("recallbench::taylor_attention_step", mutates_args={"S", "z"})
-def _decode(q: Tensor, k: Tensor, v: Tensor, S: Tensor, z: Tensor, table: Tensor, weight: Tensor, eps: float) -> Tensor:
-    q, k, v = _by_rows(q, k, v)
-    (B, H, K), V = q.shape, v.shape[-1]
-    y = v.new_empty(B, H, V)
-    with torch.cuda.device_of(q):
-        _step[(B * H,)](
-            q, k, v, table, weight, S, z, y, H, V, len(weight), *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], eps,
-            K, triton.next_power_of_2(V), 32, num_warps=4,
-        )  # fmt: skip
-    return y
-
-
-@_decode.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, S: Tensor, z: Tensor, table: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return v.new_empty(v.shape)
-
-
-def fused_taylor_step(
-    q: Tensor, k: Tensor, v: Tensor, state: LinearAttentionState, features: Features, eps: float
-) -> Tensor:
-    """`kernels.taylor_attention.taylor_attention_step` on a GPU: the output, the state updated in place.
-
-    **Raises** `ValueError` where shapes, dtypes or devices do not fit together, or the state is not contiguous.
-    """
-    _check(q.unsqueeze(2), k.unsqueeze(2), v.unsqueeze(2), *state)
-    if not (state.S.is_contiguous() and state.z.is_contiguous()):
-        raise ValueError("taylor_attention_step got a state that is not contiguous, and updates it in place")
-    _, _, weight, table = _tables(features, q.device, q.dtype)
-    return _decode(q, k, v, *state, table, weight, eps)
-
-
-def fuses(q: Tensor, k: Tensor, v: Tensor, state: LinearAttentionState | None) -> bool:
-    """Whether the kernels serve: on a GPU, not in float64, with a running sum that fits into registers."""
-    kinds = {t.dtype for t in (q, k, v, *(state or ()))}
-    fit = _feature_count(q.shape[-1]) <= MOST_FEATURES and v.shape[-1] <= MOST_VALUES
-    return q.is_cuda and kinds <= DTYPES and fit and v.numel() > 0
-
-
-def _check(q: Tensor, k: Tensor, v: Tensor, S: Tensor | None, z: Tensor | None) -> None:
-    if q.ndim != 4 or v.ndim != 4:
-        raise ValueError(
-            f"taylor_attention takes q [B, H, N, K] and v [B, H, N, V], not {list(q.shape)} and {list(v.shape)}"
-        )
-    (B, H, N, K), V = q.shape, v.shape[-1]
-    F = _feature_count(K)
-    shapes = {"k": (B, H, N, K), "v": (B, H, N, V), "S": (B, H, F, V), "z": (B, H, F)}
-    for (name, shape), t in zip(shapes.items(), (k, v, S, z), strict=True):
-        if t is None:
-            continue
-        if t.shape != shape:
-            raise ValueError(
-                f"taylor_attention got {name} {list(t.shape)}, and takes {list(shape)} with q {list(q.shape)}"
-            )
-        if name in {"k", "v"} and t.dtype != q.dtype:
-            raise ValueError(f"taylor_attention got q in {q.dtype} and {name} in {t.dtype}, and takes one dtype")
-        if t.device != q.device:
-            raise ValueError(f"taylor_attention got q on {q.device} and {name} on {t.device}, and takes one device")
-    if q.dtype not in DTYPES:
-        raise ValueError(f"taylor_attention got q in {q.dtype}, and its kernels take float32, bfloat16 or float16")
-    if F > MOST_FEATURES or V > MOST_VALUES:
-        raise ValueError(f"taylor_attention got K = {K} and V = {V}, and its kernels take K <= 32 and V <= 128")
-
-
-def _feature_count(K: int) -> int:
-    return 1 + K + K * (K + 1) // 2
-
-
-def _ceil(count: int, size: int) -> int:
-    return -(-count // size)
-
-
-def _by_rows(*tensors: Tensor) -> list[Tensor]:
-    """Any strides but the last, which is 1."""
-    return [t if t.stride(-1) == 1 else t.contiguous() for t in tensors]
+    check(q, k, v, S, z)
+    return _attention(q, k, v, S, z, *tables(features, q.device, q.dtype)[:3], eps)[:3]
 
 
 def _empty_outputs(q: Tensor, v: Tensor, S: Tensor | None, weight: Tensor) -> Outputs:
     (B, H, N, _), V, F = q.shape, v.shape[-1], len(weight)
     kind = torch.float32 if S is None else S.dtype
-    segments = _ceil(N, _span(q))
+    segments = ceil(N, _span(q))
     several = segments if segments > 1 else 0
     return (
         v.new_empty(v.shape),
@@ -655,9 +422,9 @@ def _empty_gradients(q: Tensor, k: Tensor, v: Tensor, weight: Tensor) -> Gradien
 def _span(q: Tensor) -> int:
     """Positions a segment, whole chunks."""
     B, H, N, _ = q.shape
-    chunks = _ceil(N, CHUNK)
+    chunks = ceil(N, CHUNK)
     segments = min(max(1, PROGRAMS // (B * H)), chunks, MOST_SEGMENTS)
-    return _ceil(chunks, segments) * CHUNK
+    return ceil(chunks, segments) * CHUNK
 
 
 def _blocks(q: Tensor, v: Tensor, P: Tensor) -> dict[str, Any]:
@@ -675,24 +442,3 @@ def _blocks(q: Tensor, v: Tensor, P: Tensor) -> dict[str, Any]:
         "num_warps": 4,
         "num_stages": 1,  # two programs a processor hide more than loading ahead would, for which P takes the room
     }
-
-
-@cache
-def _tables(features: Features, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the kernels know of the features.
-
-    P [3, F, BK], F up to whole blocks: for each feature a 1 in the place of its left factor, its right factor, and its
-    left factor again, where a square counts half. `place` [BK, BK]: which feature, or -1, is the product of two inputs.
-    Weights [F]. Indices [2, F].
-    """
-    left, right, weight = features
-    F, K = len(weight), int(left.max())
-    BK = max(16, triton.next_power_of_2(K + 1))
-    f = torch.arange(F)
-    P = torch.zeros(3, _ceil(F, FEATURES) * FEATURES, BK, dtype=dtype)
-    P[0, f, left] = P[1, f, right] = P[2, f, left] = 1
-    P[2, f[(left == right) & (left < K)]] /= 2
-    place = torch.full((BK, BK), -1, dtype=torch.int32)
-    place[left, right] = place[right, left] = f.int()
-    tables = P, place, weight.float(), torch.stack([left, right]).int()
-    return tuple(t.to(device) for t in tables)  # pyright: ignore[reportReturnType]

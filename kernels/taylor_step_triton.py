@@ -1,0 +1,86 @@
+"""A Triton kernel for a decode step of Taylor linear attention, which reads and writes the state once, in place.
+
+A token and head take 4 F V operations, and twice the bytes of S and z.
+"""
+
+# Triton has no types for launches.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.linear_attention import LinearAttentionState
+from kernels.taylor_features import Features
+from kernels.taylor_sums_triton import by_rows, check, tables
+
+
+@triton.jit
+def _step(
+    q_ptr, k_ptr, v_ptr, table_ptr, weight_ptr, S_ptr, z_ptr, y_ptr,
+    H, V, F, qb, qh, kb, kh, vb, vh, eps,
+    K: tl.constexpr, BV: tl.constexpr, BF: tl.constexpr,
+):  # fmt: skip
+    """One token: S and z read once and written once, in place, BF features at a time."""
+    sequence = tl.program_id(0).to(tl.int64)
+    b, h = sequence // H, sequence % H
+    v = tl.arange(0, BV)
+    q_ptr += b * qb + h * qh
+    k_ptr += b * kb + h * kh
+    value = tl.load(v_ptr + b * vb + h * vh + v, mask=v < V, other=0.0).to(tl.float32)
+    S_ptr += sequence * F * V
+    z_ptr += sequence * F
+    num = tl.zeros([BF, BV], tl.float32)
+    den = tl.zeros([BF], tl.float32)
+    for first in range(0, F, BF):
+        f = first + tl.arange(0, BF)
+        left = tl.load(table_ptr + f, mask=f < F, other=K)
+        right = tl.load(table_ptr + F + f, mask=f < F, other=K)
+        weight = tl.load(weight_ptr + f, mask=f < F, other=0.0)
+        phi_q = tl.load(q_ptr + left, mask=left < K, other=1.0).to(tl.float32) * weight
+        phi_q *= tl.load(q_ptr + right, mask=right < K, other=1.0).to(tl.float32)
+        phi_k = tl.load(k_ptr + left, mask=left < K, other=1.0).to(tl.float32) * weight
+        phi_k *= tl.load(k_ptr + right, mask=right < K, other=1.0).to(tl.float32)
+        at = f[:, None] * V + v[None, :]
+        inside = (f < F)[:, None] & (v < V)[None, :]
+        S = tl.load(S_ptr + at, mask=inside, other=0.0).to(tl.float32) + phi_k[:, None] * value[None, :]
+        z = tl.load(z_ptr + f, mask=f < F, other=0.0).to(tl.float32) + phi_k
+        num += phi_q[:, None] * S
+        den += phi_q * z
+        tl.store(S_ptr + at, S.to(S_ptr.dtype.element_ty), mask=inside)
+        tl.store(z_ptr + f, z.to(z_ptr.dtype.element_ty), mask=f < F)
+    y = tl.sum(num, 0) / (tl.sum(den, 0) + eps)
+    tl.store(y_ptr + sequence * V + v, y.to(y_ptr.dtype.element_ty), mask=v < V)
+
+
+@torch.library.custom_op("recallbench::taylor_attention_step", mutates_args={"S", "z"})
+def _decode(q: Tensor, k: Tensor, v: Tensor, S: Tensor, z: Tensor, table: Tensor, weight: Tensor, eps: float) -> Tensor:
+    q, k, v = by_rows(q, k, v)
+    (B, H, K), V = q.shape, v.shape[-1]
+    y = v.new_empty(B, H, V)
+    with torch.cuda.device_of(q):
+        _step[(B * H,)](
+            q, k, v, table, weight, S, z, y, H, V, len(weight), *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], eps,
+            K, triton.next_power_of_2(V), 32, num_warps=4,
+        )  # fmt: skip
+    return y
+
+
+@_decode.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, S: Tensor, z: Tensor, table: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return v.new_empty(v.shape)
+
+
+def fused_taylor_step(
+    q: Tensor, k: Tensor, v: Tensor, state: LinearAttentionState, features: Features, eps: float
+) -> Tensor:
+    """`kernels.taylor_attention.taylor_attention_step` on a GPU: the output, the state updated in place.
+
+    **Raises** `ValueError` where shapes, dtypes or devices do not fit together, or the state is not contiguous.
+    """
+    check(q.unsqueeze(2), k.unsqueeze(2), v.unsqueeze(2), *state)
+    if not (state.S.is_contiguous() and state.z.is_contiguous()):
+        raise ValueError("taylor_attention_step got a state that is not contiguous, and updates it in place")
+    _, _, weight, table = tables(features, q.device, q.dtype)
+    return _decode(q, k, v, *state, table, weight, eps)
