@@ -15,6 +15,10 @@ figures: .venv/ready ## run what is missing of STUDY (default: quick) and draw i
 status: .venv/ready ## how far STUDY is: what is done, runs, waits, failed
 	$(BIN)/python -m sweeps status $(STUDY) --runs $(RUNS)
 
+bench: .venv/ready ## measure training and kernels on this machine: figures/bench/*.parquet
+	$(BIN)/python -m recallbench.benchmark --out figures/bench/training.parquet
+	$(BIN)/python -m recallbench.kernel_benchmark --out figures/bench/kernels.parquet
+
 slurm-up: ## SLURM on this machine alone, to try arrays on (as root; installs it from Debian where it is missing)
 	tests/slurm/one_node.sh up
 
@@ -48,4 +52,4 @@ clean: ## remove the environment, caches and figures; run records stay
 	rm -rf .venv figures .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help figures status slurm-up slurm-down test lint setup lock clean
+.PHONY: help figures bench status slurm-up slurm-down test lint setup lock clean

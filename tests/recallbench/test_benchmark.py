@@ -1,10 +1,10 @@
-"""The benchmark of training measures what it says, on any device."""
+"""The benchmarks measure what they say, on any device."""
 
 import pandas as pd
 import pytest
 import torch
 
-from recallbench import benchmark
+from recallbench import benchmark, kernel_benchmark
 from recallbench.benchmark import Case, measure, over_based, table
 
 
@@ -31,3 +31,14 @@ def test_a_step_and_an_epoch(monkeypatch):
     assert ratios[1] == pytest.approx(rows["value"][1] / rows["value"][0])
     assert pd.isna(ratios[2])  # of an epoch there is no Based to compare with
     assert table(rows.assign(over_based=ratios)).row_count == 3
+
+
+@pytest.mark.parametrize("case", kernel_benchmark.TRIAL, ids=lambda case: case.kernel)
+def test_every_kernel_beside_its_floor(case):
+    rows = pd.DataFrame(kernel_benchmark.measure(case, torch.device("cpu")))
+    assert (rows["error"] == "").all()
+    assert (rows["milliseconds"] > 0).all()
+    torch.testing.assert_close(
+        torch.tensor(rows["fraction"] * rows["milliseconds"]), torch.tensor(rows["floor"]), rtol=1e-9, atol=0
+    )
+    assert kernel_benchmark.table(rows).row_count == len(rows)
