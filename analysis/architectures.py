@@ -57,6 +57,7 @@ def at_best_learning_rate(runs: DataFrame) -> DataFrame:
 
 
 def _with_point(runs: DataFrame) -> DataFrame:
+    runs = _trained(runs)
     expected = [_RATE, "seed", "accuracy", "validation_accuracy", *_STATE]
     runs = runs.reindex(columns=[*runs, *(name for name in expected if name not in runs)])
     runs = runs.astype({_RATE: float, "accuracy": float, "validation_accuracy": float})
@@ -67,6 +68,12 @@ def _with_point(runs: DataFrame) -> DataFrame:
     one_each = runs.drop_duplicates("point").set_index("point")
     names = labels(one_each.loc[:, "family"], one_each.loc[:, settings.columns])
     return runs.join(names, on="point")
+
+
+def _trained(runs: DataFrame) -> DataFrame:
+    """The runs that were trained, without measurements of speed and their settings."""
+    of_speed = [name for name in runs if str(name).startswith("throughput.")]
+    return runs.loc[runs["throughput.kind"].isna()].drop(columns=of_speed) if of_speed else runs
 
 
 def _architecture(runs: DataFrame) -> list[str]:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from recallbench.config import ExecutionConfig, Run
+    from recallbench.config import AnyRun, ExecutionConfig
     from sweeps.study import Job
 
 
@@ -33,7 +33,7 @@ class LocalLauncher(Launcher):
 
         raise SettingError("hydra/launcher", "local", "it goes with hydra/sweeper=study")
 
-    def check(self, runs: "Sequence[Run]", execution: "ExecutionConfig") -> None:
+    def check(self, runs: "Sequence[AnyRun]", execution: "ExecutionConfig") -> None:
         from sweeps.local import check_local  # noqa: PLC0415
 
         self.pool = check_local(self.settings, runs, execution)

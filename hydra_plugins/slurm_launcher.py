@@ -10,7 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from recallbench.config import ExecutionConfig, Run
+    from recallbench.config import AnyRun, ExecutionConfig
     from sweeps.study import Job
 
 
@@ -33,7 +33,7 @@ class SlurmLauncher(Launcher):
 
     # Hydra imports this file at every start; what is imported below waits until there is something to launch.
 
-    def check(self, runs: "Sequence[Run]", execution: "ExecutionConfig") -> None:
+    def check(self, runs: "Sequence[AnyRun]", execution: "ExecutionConfig") -> None:
         from sweeps.slurm import check_slurm  # noqa: PLC0415
 
         self.config = check_slurm(self.settings)

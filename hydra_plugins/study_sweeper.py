@@ -40,5 +40,6 @@ class StudySweeper(Sweeper):
             compose=Composer(lambda overrides: loader.load_sweep_config(config, overrides), loader),
             launcher=launcher if isinstance(launcher, JobLauncher) else Foreign(launcher),
             console=Console(),
+            module=config.hydra.job.name,
             command=sys.argv[1:],
         )

@@ -63,13 +63,23 @@ class HuggingFaceModel(nn.Module):
         """One name a layer of the cache: the kind of state that transformers keeps for it."""
         return [type(layer).__name__ for layer in self._cache().layers]
 
+    @property
+    def embedding(self) -> nn.Embedding:
+        """Of tokens."""
+        table: Any = self.model.get_input_embeddings()
+        return table
+
+    @property
+    def head_weight(self) -> Tensor:
+        """[vocabulary, D], the embedding's own where the two are tied."""
+        head: Any = self.model.get_output_embeddings()
+        return head.weight
+
     def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         """Tokens [B, N] -> logits [B, N, vocabulary], or at `positions` [B, Q] alone, [B, Q, vocabulary]."""
         if positions is None:
             return self.model(tokens, use_cache=False).logits
-        x = self.model.base_model(tokens, use_cache=False).last_hidden_state
-        head: Any = self.model.get_output_embeddings()
-        return head(x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1])))
+        return self._at(positions, self.model.base_model(tokens, use_cache=False).last_hidden_state)
 
     def loss(self, tokens: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
         """As `LanguageModel.loss`."""
@@ -93,16 +103,23 @@ class HuggingFaceModel(nn.Module):
             raise ValueError(f"the state of {self.config.name} is {self.model.dtype}, as its weights are, not {dtype}")
         return self._cache()
 
-    def prefill(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Tokens [B, N] after `state`, which is left as it was -> logits [B, N, vocabulary], new state."""
+    def prefill(self, tokens: Tensor, state: Any, positions: Tensor | None = None) -> tuple[Tensor, Any]:
+        """Tokens [B, N] after `state`, which is left as it was -> logits as `forward`, new state."""
         state = copy.deepcopy(state)
-        output = self.model(tokens, use_cache=True, **{self._cache_argument(): state})
-        return output.logits, state
+        options = {"use_cache": True, self._cache_argument(): state}
+        if positions is None:
+            return self.model(tokens, **options).logits, state
+        return self._at(positions, self.model.base_model(tokens, **options).last_hidden_state), state
 
     def step(self, token: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One token [B] after `state`, which is updated in place -> logits [B, vocabulary], new state."""
         output = self.model(token[:, None], use_cache=True, **{self._cache_argument(): state})
         return output.logits[:, -1], state
+
+    def _at(self, positions: Tensor, x: Tensor) -> Tensor:
+        """Logits at positions [B, Q] of what the head reads [B, N, D]: [B, Q, vocabulary]."""
+        head: Any = self.model.get_output_embeddings()
+        return head(x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1])))
 
     def _cache(self) -> Any:
         from transformers import DynamicCache  # noqa: PLC0415

@@ -156,7 +156,9 @@ class LanguageModel(nn.Module):
 
     def _hidden(self, tokens: Tensor, positions: Tensor | None) -> Tensor:
         """What the head reads: [B, N, D], or at `positions` alone [B, Q, D]."""
-        x = self.trunk(tokens)
+        return self._read(self.trunk(tokens), positions)
+
+    def _read(self, x: Tensor, positions: Tensor | None) -> Tensor:
         return self.norm(x) if positions is None else self._asked(x, positions)
 
     def _asked(self, x: Tensor, positions: Tensor) -> Tensor:
@@ -174,13 +176,15 @@ class LanguageModel(nn.Module):
         options = {"max_length": max_length, "dtype": dtype, "device": device}
         return [block.mixer.init_state(batch_size, **options) for block in self._each()]
 
-    def prefill(self, tokens: Tensor, state: list[State]) -> tuple[Tensor, list[State]]:
-        """Tokens [B, N] after `state` -> logits [B, N, vocabulary], new state."""
+    def prefill(
+        self, tokens: Tensor, state: list[State], positions: Tensor | None = None
+    ) -> tuple[Tensor, list[State]]:
+        """Tokens [B, N] after `state` -> logits [B, N, vocabulary], new state; `positions` of N as in `forward`."""
         x, new = self.embedding(tokens), []
         for block, layer_state in zip(self._each(), state, strict=True):
             x, after = block.prefill(x, layer_state)
             new.append(after)
-        return self.logits(self.norm(x)), new
+        return self.logits(self._read(x, positions)), new
 
     def step(self, token: Tensor, state: list[State]) -> tuple[Tensor, list[State]]:
         """One token [B] after `state` -> logits [B, vocabulary], new state."""

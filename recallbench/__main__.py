@@ -1,5 +1,6 @@
-"""`python -m recallbench`: one run, or with `-m` or `+study=NAME` many."""
+"""`python -m recallbench`: one training, or with `-m` or `+study=NAME` many. Other entry points share its `main`."""
 
+import functools
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,11 +15,13 @@ from rich.console import Console
 
 from models.settings import SettingError, SettingErrors
 from recallbench.claim import holder
-from recallbench.config import ExecutionConfig, Run, execution_of, plain, runs_of
+from recallbench.config import AnyRun, ExecutionConfig, plain
+from recallbench.device import check_device
 from recallbench.explain import NO_NAME, explain
 from recallbench.interrupt import CannotGoOn, Stopped, StopRequest, deadline, stop_on_signals
 from recallbench.progress import describe, watch
 from recallbench.record import RunDirectory
+from recallbench.runs import execution_of, runs_of
 
 CONFIGURATION = Path(__file__).parent.parent / "conf"
 
@@ -30,7 +33,7 @@ def run(config: DictConfig) -> None:
     stopping = stop_on_signals(deadline=deadline(execution.sweep.time_budget))
     if settings["members"]:  # the study has a bar of its own, and the last word
         with stopping as stop:
-            _execute(runs, execution, stop)
+            _perform(runs, execution, stop)
         return
     console = Console()
     directory = RunDirectory(execution.runs, runs[0].identity)
@@ -39,8 +42,9 @@ def run(config: DictConfig) -> None:
         console.print(describe(directory.record(), label), highlight=False, soft_wrap=True)
         console.print("it has a record already; rerun=true runs it again")
         return
+    check_device(runs, execution)
     with watch({label: directory}, console, runs[0].family), stopping as stop:
-        _execute(runs, execution, stop)
+        _perform(runs, execution, stop)
     if directory.has_record():
         return
     if stop.out_of_time:
@@ -51,21 +55,24 @@ def run(config: DictConfig) -> None:
         raise CannotGoOn(f"{label} is left to {by}")
 
 
-def _execute(runs: Sequence[Run], execution: ExecutionConfig, stop: StopRequest) -> None:
-    """As `execute`, but the end of the time budget is an end as good as any."""
-    from recallbench.execute import execute  # noqa: PLC0415 - torch's compiler: a study leaves it to its workers
+def _perform(runs: Sequence[AnyRun], execution: ExecutionConfig, stop: StopRequest) -> None:
+    """As `perform`, but the end of the time budget is an end as good as any."""
+    from recallbench.perform import perform  # noqa: PLC0415 - torch's compiler: a study leaves it to its workers
 
     if stop.out_of_time:
         return
     try:
-        execute(runs, execution, stop)
+        perform(runs, execution, stop)
     except Stopped:
         if not stop.out_of_time or stop.signal is not None:
             raise
 
 
-def main() -> None:
-    """The command line. What is wrong with a configuration is said in a sentence a line, and ends with status 2."""
+def main(config_name: str = "config") -> None:
+    """The command line. What is wrong with a configuration is said in a sentence a line, and ends with status 2.
+
+    **Arguments:** `config_name`: the file in conf/ that says which settings there are.
+    """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here rather than to Hydra's printer
     console = Console(stderr=True)
     wrong: list[Exception] = []
@@ -84,7 +91,7 @@ def main() -> None:
     try:
         if nameless := [override for override in overrides if override.startswith("=")]:
             raise SettingError("an override", nameless[0], "it must be written SETTING=VALUE")
-        hydra.main(config_path=str(CONFIGURATION), config_name="config", version_base="1.3")(task)()
+        hydra.main(config_path=str(CONFIGURATION), config_name=config_name, version_base="1.3")(task)()
         for error in wrong:
             raise error
     except (SettingError, SettingErrors) as error:
@@ -96,16 +103,21 @@ def main() -> None:
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if type(error) is ValueError and NO_NAME not in str(error):
             raise  # a bug of ours; Hydra has no exception of its own for a group set to null
-        console.print(explain(error, overrides, _compose), markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            explain(error, overrides, functools.partial(_compose, config_name)),
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
         sys.exit(2)
     except KeyboardInterrupt:  # `Stopped` in training, or a plain one between two jobs, which has nothing to save
         console.print("stopped, everything saved; the same command goes on from here")
         sys.exit(130)
 
 
-def _compose(overrides: Sequence[str]) -> Mapping[str, Any]:
+def _compose(config_name: str, overrides: Sequence[str]) -> Mapping[str, Any]:
     with hydra.initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
-        composed = hydra.compose("config", overrides=list(overrides))
+        composed = hydra.compose(config_name, overrides=list(overrides))
     return OmegaConf.to_container(composed, resolve=False)  # pyright: ignore[reportReturnType] - a mapping at its root
 
 

@@ -1,28 +1,30 @@
-"""The run directory of the process that trains the run: what it writes, and only as long as it holds the claim."""
+"""The run directory of the process that carries out the run: what it writes, as long as it holds the claim."""
 
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 import yaml
 from torch import Tensor
 
 from recallbench.claim import Claim, ClaimLost, take
-from recallbench.config import Run
+from recallbench.config import AnyRun
 from recallbench.disk import write_atomically, write_once, writing
 from recallbench.record import RunDirectory
 
+R = TypeVar("R", bound=AnyRun)
 
-class TrainingDirectory(RunDirectory):
+
+class WritableDirectory(RunDirectory, Generic[R]):
     """The files of one run, to be written to.
 
     Whatever is written **raises** `ClaimLost` instead where another process has taken over the run, and `DiskTrouble`
     where the disk does not take it.
     """
 
-    def __init__(self, runs: Path | str, run: Run):
+    def __init__(self, runs: Path | str, run: R):
         super().__init__(runs, run.identity)
         self.run = run
         self.claim: Claim | None = None

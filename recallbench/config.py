@@ -5,9 +5,9 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -29,7 +29,7 @@ UNDER_STUDY = "mixer"
 
 REQUIRED = ("task", "model", "mixer", "train", "seed")
 PARTS = (*REQUIRED, "decode", "members")
-"""The parts of a configuration that say what is run; the rest says where and how."""
+"""The parts of a training's configuration that say what is run; the rest says where and how."""
 
 T = TypeVar("T")
 NonNegative = Annotated[float, Ge(0)]
@@ -103,7 +103,8 @@ class SweepConfig(BaseModel):
     """How many runs are carried out.
 
     `wait`: stay until what was handed to a cluster is done. `runs_per_task`: so many runs go into one task of a
-    cluster, in whole groups. `time_budget`: seconds after which a process is to be gone, everything saved.
+    cluster, in whole groups. `time_budget`: seconds after which a process is to be gone, everything saved. `alone`: no
+    two runs share a GPU or, on CPUs, a machine.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -111,6 +112,7 @@ class SweepConfig(BaseModel):
     wait: bool = False
     runs_per_task: PositiveInt = 1
     time_budget: Annotated[float | None, BeforeValidator(seconds)] = None
+    alone: bool = False
 
 
 class ExecutionConfig(BaseModel):
@@ -133,14 +135,10 @@ class ExecutionConfig(BaseModel):
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """One training with one resolved configuration, every part of it checked."""
+class AnyRun:
+    """One training or measurement with one resolved configuration, every part of it checked; it gets one record."""
 
-    task: Task
     model: ModelConfig | HuggingFaceConfig
-    train: TrainConfig
-    seed: int
-    decode: DecodeConfig
     family: str  # the mixer under study, or the name of the layer pattern
     settings: dict[str, Any]  # every setting by its dotted name, defaults included
     essence: dict[str, Any]  # the settings that can change the result, those at their default left out
@@ -151,14 +149,47 @@ class Run:
 
         A setting at its default is left out, so that one added later leaves the identities of earlier runs alone.
         """
-        return _digest(self.essence)
+        return digest(self.essence)
+
+    @property
+    def group(self) -> str:
+        """Equal for runs that are carried out together."""
+        return self.identity
+
+    @property
+    def member(self) -> dict[str, Any]:
+        """What is its own among the runs of its group, as an entry of `members`."""
+        return {}
+
+    @property
+    def trained(self) -> "AnyRun":
+        """The run whose result this one needs: itself, where it needs none."""
+        return self
+
+    def check_device(self, device: torch.device) -> None:
+        """**Raises** `SettingError` where it cannot be carried out on a device that its mixers run on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(AnyRun):
+    """One training."""
+
+    task: Task
+    train: TrainConfig
+    seed: int
+    decode: DecodeConfig
 
     @property
     def group(self) -> str:
         """Equal for runs that can train together as members: all but learning rate, seed and the way of decoding."""
         essence = self.trained.essence
         train = {key: value for key, value in essence["train"].items() if key != "learning_rate"}
-        return _digest({**essence, "train": train, "seed": None})
+        return digest({**essence, "train": train, "seed": None})
+
+    @property
+    def member(self) -> dict[str, Any]:
+        own = {"learning_rate": self.train.learning_rate, "seed": self.seed}
+        return {**own, "state_dtype": self.decode.state_dtype}
 
     @property
     def trained(self) -> "Run":
@@ -168,58 +199,80 @@ class Run:
         return dataclasses.replace(self, decode=DecodeConfig(), essence=essence, settings=settings)
 
 
+class ResolvedModel(NamedTuple):
+    """A model's checked settings, and what they contribute to those of a run."""
+
+    config: ModelConfig | HuggingFaceConfig
+    family: str
+    settings: dict[str, Any]  # the parts `model` and, where it is under study, `mixer`
+    essence: dict[str, Any]  # as in `AnyRun`
+
+
 def resolve(config: Settings) -> Run:
-    """The run that a composed configuration describes.
+    """The training that a composed configuration describes.
 
     **Raises** `SettingErrors` with one sentence for each setting that is unknown, ill-typed, out of range, or that
     does not go with another.
     """
-    errors = [SettingError(group, None, "it must be given") for group in REQUIRED if config.get(group) is None]
-    if errors:
-        raise SettingErrors(errors)
-    task = _attempt(errors, "task", lambda: _build_task(config["task"]))
-    train = _attempt(errors, "train", lambda: check(TrainConfig, config["train"]))
-    decode = _attempt(errors, "decode", lambda: check(DecodeConfig, config.get("decode") or {}))
+    require(config, REQUIRED)
+    errors: list[SettingError] = []
+    task = attempt(errors, "task", lambda: _build_task(config["task"]))
+    train = attempt(errors, "train", lambda: check(TrainConfig, config["train"]))
+    decode = attempt(errors, "decode", lambda: check(DecodeConfig, config.get("decode") or {}))
     seed = config["seed"]
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**64:
         errors.append(SettingError("seed", seed, "it must be a whole number from 0 to 2^64 - 1"))
-    label = config["model"].get("family")
-    if not isinstance(label, str | None):
-        errors.append(SettingError("model.family", label, "it must be a word, or null"))
-    layers = config["model"].get("layers")
-    vocab_size = task.vocab_size if task else 1
-    model = _attempt(errors, "model", lambda: _check_model(config["model"], config["mixer"], vocab_size))
-    if isinstance(model, HuggingFaceConfig):
-        with torch.device("meta"):
-            _attempt(errors, "model", lambda: build_model(model))
-    elif model and layers:
-        for i, layer in enumerate(model.layers):
-            with torch.device("meta"):
-                where = "mixer" if layers[i] == UNDER_STUDY else f"model.layers[{i}]"
-                _attempt(errors, where, lambda layer=layer: _try_layer(layer, model.d_model))
+    model = resolve_model(config, task.vocab_size if task else 1, errors)
     if errors or not (task and model and train and decode):
         raise SettingErrors(errors)
 
-    studied = UNDER_STUDY in (layers or [])
     settings = {
         "task": _named(TASKS, config["task"], defaults=True),
-        "model": {"family": label, **_model_settings(model, defaults=True)},
+        **model.settings,
         "train": train.model_dump(mode="json"),
         "seed": seed,
         "decode": decode.model_dump(mode="json"),
     }
-    if studied:
-        settings["mixer"] = _named(ALL_MIXERS, config["mixer"], defaults=True)
     essence = {
         "task": _named(TASKS, config["task"]),
-        "model": _model_settings(model, defaults=False),
+        "model": model.essence,
         "train": train.model_dump(mode="json", exclude_defaults=True),
         "seed": seed,
     }
     if decode.state_dtype is not None:
         essence["decode"] = decode.model_dump(mode="json")
+    return Run(model.config, model.family, flat(settings), essence, task, train, seed, decode)
+
+
+def require(config: Settings, groups: Sequence[str]) -> None:
+    """**Raises** `SettingErrors` where a configuration lacks a group."""
+    if errors := [SettingError(group, None, "it must be given") for group in groups if config.get(group) is None]:
+        raise SettingErrors(errors)
+
+
+def resolve_model(config: Settings, vocab_size: int, errors: list[SettingError]) -> ResolvedModel | None:
+    """The model of the groups `model` and `mixer`, or None with what is wrong with it added to `errors`."""
+    before = len(errors)
+    label = config["model"].get("family")
+    if not isinstance(label, str | None):
+        errors.append(SettingError("model.family", label, "it must be a word, or null"))
+    layers = config["model"].get("layers")
+    model = attempt(errors, "model", lambda: _check_model(config["model"], config["mixer"], vocab_size))
+    if isinstance(model, HuggingFaceConfig):
+        with torch.device("meta"):
+            attempt(errors, "model", lambda: build_model(model))
+    elif model and layers:
+        for i, layer in enumerate(model.layers):
+            with torch.device("meta"):
+                where = "mixer" if layers[i] == UNDER_STUDY else f"model.layers[{i}]"
+                attempt(errors, where, lambda layer=layer: _try_layer(layer, model.d_model))
+    if model is None or len(errors) > before:
+        return None
+    settings = {"model": {"family": label, **_model_settings(model, defaults=True)}}
+    if UNDER_STUDY in (layers or []):
+        settings["mixer"] = _named(ALL_MIXERS, config["mixer"], defaults=True)
     family = label or (Path(model.name).name if isinstance(model, HuggingFaceConfig) else config["mixer"]["name"])
-    return Run(task, model, train, seed, decode, family, dict(_flatten(settings)), essence)
+    return ResolvedModel(model, family, settings, _model_settings(model, defaults=False))
 
 
 def _model_settings(model: ModelConfig | HuggingFaceConfig, defaults: bool) -> dict[str, Any]:
@@ -264,7 +317,7 @@ def _try_mixer(mixer: type[Mixer] | None, layer: str, d_model: int) -> None:
     build_mixer(json.loads(layer), d_model)
 
 
-def _attempt(errors: list[SettingError], prefix: str, build: Callable[[], T]) -> T | None:
+def attempt(errors: list[SettingError], prefix: str, build: Callable[[], T]) -> T | None:
     """What `build` gives, or None with its errors collected, each under `prefix`."""
     try:
         return build()
@@ -287,6 +340,11 @@ def _unnamed(group: Settings) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key != "name"}
 
 
+def flat(tree: Settings) -> dict[str, Any]:
+    """Every value of nested settings by its dotted name."""
+    return dict(_flatten(tree))
+
+
 def _flatten(tree: Settings, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -295,7 +353,8 @@ def _flatten(tree: Settings, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def _digest(essence: Any) -> str:
+def digest(essence: Any) -> str:
+    """The hash that names a run of these settings."""
     return hashlib.sha256(json.dumps(essence, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -331,9 +390,9 @@ def runs_of(config: Settings) -> list[Run]:
     ] or [resolve(config)]
 
 
-def execution_of(config: Settings) -> ExecutionConfig:
-    """The part of a configuration that changes no result. **Raises** `SettingErrors` as `resolve` does."""
-    own = {key: value for key, value in config.items() if key not in PARTS}
+def execution_of(config: Settings, parts: Sequence[str] = PARTS) -> ExecutionConfig:
+    """The part of a configuration that changes no result: all but `parts`. **Raises** `SettingErrors` as `resolve`."""
+    own = {key: value for key, value in config.items() if key not in parts}
     execution = check(ExecutionConfig, own)
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", execution.device):
         raise SettingErrors([SettingError("device", execution.device, "it must be auto, cpu, cuda or cuda:INDEX")])

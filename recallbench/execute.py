@@ -1,8 +1,6 @@
-"""Carrying out runs: what is done already or held by others, what resumes, what ends in an error, a record for each."""
+"""Carrying out trainings: what is done already or held by others, what resumes, what fails, a record for each."""
 
 import itertools
-import resource
-import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -12,21 +10,20 @@ import torch
 from rich.console import Console
 
 from models import build_model
-from recallbench.checkpoint import TrainingDirectory
-from recallbench.claim import Claim, ClaimLost
+from recallbench.checkpoint import WritableDirectory
+from recallbench.claim import ClaimLost
 from recallbench.config import ExecutionConfig, Run
 from recallbench.decode import evaluate_recurrently
 from recallbench.device import check_device, choose_device
 from recallbench.disk import DiskTrouble
+from recallbench.holding import claimed
 from recallbench.interrupt import Stopped, StopRequest
 from recallbench.logger import Logger, open_logger
 from recallbench.members import every_member
+from recallbench.memory import out_of_memory, peak_memory
 from recallbench.provenance import provenance
 from recallbench.state import measure_state
 from recallbench.train import Ended, Training, autocast, evaluate
-
-DEATHS = 3
-"""So many processes may die at a run, one after the other and without a checkpoint, before it counts as failed."""
 
 
 def execute(runs: Sequence[Run], execution: ExecutionConfig, stop: StopRequest) -> None:
@@ -46,10 +43,10 @@ def execute(runs: Sequence[Run], execution: ExecutionConfig, stop: StopRequest) 
     with ExitStack() as claims:
         waiting = []
         for run in trained.values():
-            directory = TrainingDirectory(execution.runs, run)
+            directory = WritableDirectory(execution.runs, run)
             if directory.has_record() and not execution.rerun:
                 continue
-            if claims.enter_context(_claimed(directory, execution)):
+            if claims.enter_context(claimed(directory, execution)):
                 waiting.append(directory)
             elif not waiting and not directory.has_record():
                 return
@@ -61,40 +58,7 @@ def execute(runs: Sequence[Run], execution: ExecutionConfig, stop: StopRequest) 
         raise Stopped
 
 
-@contextmanager
-def _claimed(directory: TrainingDirectory, execution: ExecutionConfig) -> Iterator[bool]:
-    """Whether this process is to do the run, which it then holds until the block ends."""
-    claim = directory.take()
-    if claim is None:
-        yield False
-        return
-    try:
-        yield _begun(directory, claim, execution)
-    finally:
-        claim.release()
-
-
-def _begun(directory: TrainingDirectory, claim: Claim, execution: ExecutionConfig) -> bool:
-    """Whether a run that this process has claimed is to be done."""
-    if directory.has_record() and execution.rerun:
-        directory.set_aside()
-        claim.forget_earlier()
-    if directory.has_record():
-        claim.finish()
-        return False
-    try:
-        if claim.deaths < DEATHS:
-            directory.begin()
-            return True
-        reason = f"its process died {claim.deaths} times without reaching a checkpoint (killed, or out of host memory?)"
-        came_from = {"provenance": provenance(choose_device(execution.device), 1)}
-        directory.write_record(execution.study, "failed", reason, came_from)
-    except ClaimLost:
-        pass
-    return False
-
-
-def _go_on(directories: Iterable[TrainingDirectory], execution: ExecutionConfig, stop: StopRequest) -> None:
+def _go_on(directories: Iterable[WritableDirectory[Run]], execution: ExecutionConfig, stop: StopRequest) -> None:
     """Train from the checkpoints that are there, those at the same step together."""
     found = [(directory.load_checkpoint(), directory) for directory in directories]
     found.sort(key=lambda pair: _step(pair[0]))
@@ -112,15 +76,15 @@ def _decode(run: Run, execution: ExecutionConfig) -> None:
 
     It waits for another time where its training, or itself, is held by another process.
     """
-    directory, base = TrainingDirectory(execution.runs, run), TrainingDirectory(execution.runs, run.trained)
+    directory, base = WritableDirectory(execution.runs, run), WritableDirectory(execution.runs, run.trained)
     if not base.has_record() or (directory.has_record() and not execution.rerun):
         return
-    with _claimed(directory, execution) as ours:
+    with claimed(directory, execution) as ours:
         if ours:
             _evaluate_in(directory, base, execution)
 
 
-def _evaluate_in(directory: TrainingDirectory, base: TrainingDirectory, execution: ExecutionConfig) -> None:
+def _evaluate_in(directory: WritableDirectory[Run], base: WritableDirectory[Run], execution: ExecutionConfig) -> None:
     """Give a run its record, from the weights of `base`."""
     run = directory.run
     device = choose_device(execution.device)
@@ -163,11 +127,11 @@ def _step(checkpoint: dict[str, Any] | None) -> int:
 
 
 def _train(
-    directories: Sequence[TrainingDirectory],
+    directories: Sequence[WritableDirectory[Run]],
     checkpoints: list[dict[str, Any]],
     execution: ExecutionConfig,
     stop: StopRequest,
-) -> Sequence[Sequence[TrainingDirectory]]:
+) -> Sequence[Sequence[WritableDirectory[Run]]]:
     """Train members to their records.
 
     Returns groups that are still to be trained: halves of what, together, did not fit in memory, or those that this
@@ -217,7 +181,7 @@ def _train(
             raise
         except Exception as error:
             left = [directory for directory in directories if not directory.has_record()]
-            full = _out_of_memory(error)
+            full = out_of_memory(error)
             if full and len(left) > 1:
                 return left[: len(left) // 2], left[len(left) // 2 :]
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -269,14 +233,14 @@ def _measure(ended: Ended, device: torch.device, members: int) -> dict[str, Any]
             "steps": ended.steps,
             "tokens": ended.tokens,
             "parameters": sum(p.numel() for p in ended.parameters.values()),
-            "peak_memory_bytes": _peak_memory(device),
+            "peak_memory_bytes": peak_memory(device),
         },
         "provenance": provenance(device, members),
     }
 
 
 def _record(
-    directory: TrainingDirectory,
+    directory: WritableDirectory[Run],
     logger: Logger,
     execution: ExecutionConfig,
     status: str,
@@ -284,16 +248,3 @@ def _record(
     measured: dict[str, Any],
 ) -> None:
     logger.finish(directory.write_record(execution.study, status, reason, measured))
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """CUDA has an exception of its own for it; the CPU allocator raises a RuntimeError that only its text tells."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-def _peak_memory(device: torch.device) -> int:
-    """The most bytes held at once: on a GPU by this training, on a CPU by the process so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

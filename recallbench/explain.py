@@ -23,7 +23,9 @@ def explain(error: Exception, overrides: Sequence[str], compose: Callable[[Seque
         wrong = [o for o in overrides if re.split("[=@]", o.lstrip("+~"))[0] == key]
         value = wrong[0].partition("=")[2] if wrong else ""
         if "No match in the defaults list" in message:
-            return f"{key} is {value!r}: a configuration of this group is added, as +{key}={value}"
+            added = ", ".join(override for override in overrides if override.startswith("+"))
+            chosen = f"{added} chooses a {key}, which is no part of this command's configuration"
+            return f"{key} is {value!r}: a configuration of this group is added, as +{key}={value}" if wrong else chosen
         try:
             known = list(setting_names(compose([o for o in overrides if o not in wrong])))
         except Exception:

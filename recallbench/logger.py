@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from recallbench.config import LoggerConfig, Run
+from recallbench.config import AnyRun, LoggerConfig
 
 
 class Logger(Protocol):
@@ -29,7 +29,7 @@ class Silent:
 class WandbLogger:
     """A wandb run for each run: its configuration, its curves, and its record as the summary."""
 
-    def __init__(self, config: LoggerConfig, run: Run):
+    def __init__(self, config: LoggerConfig, run: AnyRun):
         import wandb  # noqa: PLC0415 - an extra, and slow to import
 
         self.run = wandb.init(
@@ -54,7 +54,7 @@ class WandbLogger:
 
 
 @contextmanager
-def open_logger(config: LoggerConfig, run: Run) -> Iterator[Logger]:
+def open_logger(config: LoggerConfig, run: AnyRun) -> Iterator[Logger]:
     """The logger that a configuration asks for, closed at the end."""
     if config.name == "none":
         yield Silent()

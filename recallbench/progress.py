@@ -20,6 +20,9 @@ PERIOD = 0.5
 
 STYLES = {"completed": "green", "diverged": "yellow", "out_of_memory": "yellow", "failed": "red"}
 
+HEADLINES = {"accuracy": "accuracy {:.3f}", "tokens_per_second": "{:,.0f} tokens/s"}
+"""How a metric is told, of those that a line has room for."""
+
 
 @contextmanager
 def watch(waiting: Mapping[str, RunDirectory], console: Console, title: str) -> Iterator[None]:
@@ -63,12 +66,12 @@ def watch(waiting: Mapping[str, RunDirectory], console: Console, title: str) -> 
 
 
 def describe(record: Mapping[str, Any], label: str) -> str:
-    """One line of rich markup: how a run ended, its accuracy and state, and which run it was."""
+    """One line of rich markup: how a run ended, its accuracy or speed, its state, and which run it was."""
     status = record["status"]
     metrics, state = record.get("metrics"), record.get("state")
     parts = [f"[{STYLES[status]}]{status.replace('_', ' ')}[/]"]
     if metrics:
-        parts.append(f"accuracy {metrics['accuracy']:.3f}")
+        parts += [told.format(metrics[name]) for name, told in HEADLINES.items() if name in metrics]
     if state:
         parts.append(f"state {readable_bytes(state['bytes'])}")
     if record["reason"]:

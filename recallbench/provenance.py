@@ -11,17 +11,18 @@ from typing import Any
 
 import torch
 
+from recallbench.device import device_name
+
 PACKAGES = ("torch", "triton", "numpy", "pydantic", "hydra-core")
 
 
 def provenance(device: torch.device, members: int) -> dict[str, Any]:
     """Where a result comes from: code and package versions, device, host, time, and how many members trained along."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "code_version": code_version(),
         "packages": {package: _version(package) for package in PACKAGES},
         "python": platform.python_version(),
-        "device": name,
+        "device": device_name(device),
         "host": platform.node(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "members": members,

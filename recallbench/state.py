@@ -1,6 +1,6 @@
 """State as it is: bytes a sequence, read off the tensors that a model really holds."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,6 +36,11 @@ def storages(state: Any) -> dict[int, tuple[int, int]]:
     }
 
 
+def by_layer(state: Any) -> Sequence[Any]:
+    """The states of the layers, bottom to top."""
+    return state if isinstance(state, list) else state.layers
+
+
 @torch.no_grad()
 def measure_state(
     model: LanguageModel | HuggingFaceModel, length: int, dtype: torch.dtype | None = None
@@ -46,11 +51,10 @@ def measure_state(
     """
     weight = next(model.parameters())
     device = weight.device
-    tokens = torch.arange(length, device=device)[None] % model.config.vocab_size
-    _, state = model.prefill(tokens, model.init_state(1, dtype=dtype))
+    positions = torch.arange(length, device=device)[None]
+    _, state = model.prefill(positions % model.config.vocab_size, model.init_state(1, dtype=dtype), positions[:, -1:])
     layers = []
-    by_layer = state if isinstance(state, list) else state.layers
-    for name, layer_state in zip(model.mixer_names, by_layer, strict=True):
+    for name, layer_state in zip(model.mixer_names, by_layer(state), strict=True):
         held = storages(layer_state).values()
         layers.append({"mixer": name, "elements": sum(e for e, _ in held), "bytes": sum(b for _, b in held)})
     return {

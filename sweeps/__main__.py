@@ -72,8 +72,8 @@ def retry(asked: argparse.Namespace) -> int:
     for identity in again:
         RunDirectory(asked.runs, identity).set_aside()
     _say(f"{len(again)} set aside, each in its folder's earlier/")
-    for arguments in commands:
-        command = [sys.executable, "-m", "recallbench", *arguments, *asked.overrides]
+    for again_by in commands:
+        command = [sys.executable, "-m", *again_by, *asked.overrides]
         if status := subprocess.run(command, check=False).returncode:
             return status
     return 0

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hydra.plugins.launcher import Launcher
 from rich.console import Console
 
-from recallbench.config import ExecutionConfig, Run
+from recallbench.config import AnyRun, ExecutionConfig
 from sweeps.study import Job
 
 
@@ -17,7 +17,7 @@ class Foreign:
     def __init__(self, launcher: Launcher):
         self.launcher = launcher
 
-    def check(self, runs: Sequence[Run], execution: ExecutionConfig) -> None:
+    def check(self, runs: Sequence[AnyRun], execution: ExecutionConfig) -> None:
         """Where they run is for the launcher to know."""
 
     def launch_jobs(self, jobs: Sequence[Job], execution: ExecutionConfig, console: Console) -> None:

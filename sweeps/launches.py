@@ -1,6 +1,6 @@
 """Launches on disk: by which commands a study was launched, and what was handed to a cluster, task by task.
 
-<runs>/launches/<study>/commands/<hash>.json   a command's arguments, and the runs that they make
+<runs>/launches/<study>/commands/<hash>.json   a command, and the runs that they make
 <runs>/launches/<study>/<time>/tasks.jsonl     for each task its runs; then a line for each task: its jobs' settings
 
 The second leads a cluster's queue back to runs. It is there before the cluster is asked for anything, and stays.
@@ -68,20 +68,20 @@ def launch_folder(runs: Path | str, study: str) -> Path:
     return Path(runs).absolute() / "launches" / study
 
 
-def write_command(folder: Path, arguments: Sequence[str], runs: Sequence[str]) -> None:
-    """Keep the command that a study was launched by. **Raises** `DiskTrouble`."""
-    path = folder / "commands" / f"{hashlib.sha256(json.dumps(arguments).encode()).hexdigest()[:16]}.json"
+def write_command(folder: Path, module: str, arguments: Sequence[str], runs: Sequence[str]) -> None:
+    """Keep the command that a study was launched by, `python -m MODULE ARGUMENTS`. **Raises** `DiskTrouble`."""
+    path = folder / "commands" / f"{hashlib.sha256(json.dumps([module, *arguments]).encode()).hexdigest()[:16]}.json"
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps({"arguments": list(arguments), "runs": list(runs)}))
+    write_atomically(path, json.dumps({"module": module, "arguments": list(arguments), "runs": list(runs)}))
 
 
 def commands_for(folder: Path, runs: set[str]) -> list[list[str]]:
-    """The latest commands that make some runs, none more than it takes."""
+    """The latest commands that make some runs, none more than it takes; each a module and its arguments."""
     found, left = [], set(runs)
     for path in sorted(folder.glob("commands/*.json"), key=lambda path: path.stat().st_mtime, reverse=True):
         command = json.loads(path.read_bytes())
         if left & set(command["runs"]):
-            found.append(command["arguments"])
+            found.append([command.get("module", "recallbench"), *command["arguments"]])
             left -= set(command["runs"])
     return found

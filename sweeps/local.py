@@ -6,14 +6,14 @@ from typing import Any
 from rich.console import Console
 
 from models.settings import SettingErrors, check
-from recallbench.config import ExecutionConfig, Run
+from recallbench.config import AnyRun, ExecutionConfig
 from recallbench.device import check_device
 from recallbench.interrupt import Stopped, deadline, stop_on_signals
 from sweeps.pool import PoolConfig, places, run_pool
 from sweeps.study import Job
 
 
-def check_local(settings: dict[str, Any], runs: Sequence[Run], execution: ExecutionConfig) -> PoolConfig:
+def check_local(settings: dict[str, Any], runs: Sequence[AnyRun], execution: ExecutionConfig) -> PoolConfig:
     """The launcher's settings. **Raises** `SettingError` or `SettingErrors` for them, or for a run's device."""
     check_device(runs, execution)
     try:
@@ -24,7 +24,7 @@ def check_local(settings: dict[str, Any], runs: Sequence[Run], execution: Execut
 
 def launch_locally(jobs: Sequence[Job], pool: PoolConfig, execution: ExecutionConfig, console: Console) -> None:
     """Carry out jobs. **Raises** `Stopped` at a signal, and `PoolFailed`."""
-    at = places(execution.device, pool.workers, pool.workers_per_gpu)
+    at = places(execution.device, pool.workers, pool.workers_per_gpu, alone=execution.sweep.alone)
     with stop_on_signals(deadline=deadline(execution.sweep.time_budget)) as stop:
         run_pool(
             [job.settings for job in jobs],

@@ -45,14 +45,16 @@ class PoolConfig(BaseModel):
     workers_per_gpu: PositiveInt = 1
 
 
-def places(device: str, workers: int | None = None, workers_per_gpu: int = 1) -> list[Place]:
+def places(device: str, workers: int | None = None, workers_per_gpu: int = 1, alone: bool = False) -> list[Place]:
     """Where workers go on this machine, in turn where there are more of them than GPUs.
 
-    **Arguments:** `device`: as in `ExecutionConfig`; the others as in `PoolConfig`.
+    **Arguments:** `device`: as in `ExecutionConfig`; `alone`: as in `SweepConfig`; the others as in `PoolConfig`.
     """
     gpus = _gpus(device)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = workers or (len(gpus) * workers_per_gpu if gpus else cores)
+    if alone:
+        count = min(count, max(1, len(gpus)))
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // count)))
     return [{"OMP_NUM_THREADS": threads, **(gpus[i % len(gpus)] if gpus else {})} for i in range(count)]
 

@@ -67,7 +67,7 @@ def _carry_out(jobs: Sequence[Settings], stop: StopRequest) -> bool:
     """Whether something went wrong that is no run's own."""
     import torch  # noqa: PLC0415 - takes seconds, in which signals are to be heard already
 
-    from recallbench.config import execution_of  # noqa: PLC0415
+    from recallbench.runs import execution_of  # noqa: PLC0415
     from sweeps.pool import PoolFailed, places, run_pool  # noqa: PLC0415
 
     execution = execution_of(jobs[0])
@@ -77,7 +77,7 @@ def _carry_out(jobs: Sequence[Settings], stop: StopRequest) -> bool:
     workers = min(gpus or cpus, len(jobs))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpus // workers)))  # not every cluster binds to what it gives
     try:
-        run_pool(jobs, places(execution.device, workers), stop, _say)
+        run_pool(jobs, places(execution.device, workers, alone=execution.sweep.alone), stop, _say)
     except PoolFailed as error:
         _say(str(error))
         return True

@@ -12,10 +12,11 @@ from rich.console import Console
 
 from models.settings import SettingError, SettingErrors
 from recallbench.claim import holder, server_time, take
-from recallbench.config import ExecutionConfig, Run, Settings, execution_of, resolve
+from recallbench.config import AnyRun, ExecutionConfig, Settings
 from recallbench.interrupt import deadline
 from recallbench.progress import watch
 from recallbench.record import RunDirectory, write_study
+from recallbench.runs import execution_of, resolve
 from sweeps.launches import launch_folder, write_command
 
 Point = Sequence[str]
@@ -27,15 +28,15 @@ class Checked(NamedTuple):
 
     point: Point
     settings: Settings
-    run: Run
+    run: AnyRun
 
 
 class Job(NamedTuple):
-    """Runs that train together."""
+    """Runs that are carried out together."""
 
     overrides: list[str]
     settings: Settings  # what the overrides come to: with `members` filled, all that a worker needs
-    runs: list[Run]
+    runs: list[AnyRun]
 
     @property
     def identities(self) -> list[str]:
@@ -49,7 +50,7 @@ class JobLauncher(Protocol):
     submits: bool
     """Whether `launch_jobs` returns once the jobs are in a queue, while they wait or run; `sweep.wait` aside."""
 
-    def check(self, runs: Sequence[Run], execution: ExecutionConfig) -> None:
+    def check(self, runs: Sequence[AnyRun], execution: ExecutionConfig) -> None:
         """**Raises** `SettingError` or `SettingErrors` for what cannot be, before anything is written."""
         ...
 
@@ -63,11 +64,13 @@ def run_study(
     compose: Callable[[Point], Settings],
     launcher: JobLauncher,
     console: Console,
+    module: str = "recallbench",
     command: Sequence[str] = (),
 ) -> None:
     """Check every point, file the study's manifest, and launch a job for each group of runs without a record.
 
-    **Arguments:** `compose`: from a point to its settings; `command`: the arguments that ask for all this.
+    **Arguments:** `compose`: from a point to its settings; `module`, `command`: `python -m MODULE COMMAND` asks
+    for all this.
     **Raises** `SettingErrors` with a sentence for each thing that is wrong at any point, before anything runs.
     """
     found = check_points(points, compose)
@@ -76,7 +79,7 @@ def run_study(
     if execution.study is not None:
         identities = [run.identity for _, _, run in found]
         write_study(execution.runs, execution.study, identities)
-        write_command(launch_folder(execution.runs, execution.study), command, identities)
+        write_command(launch_folder(execution.runs, execution.study), module, command, identities)
     directories = {point: RunDirectory(execution.runs, run.identity) for point, _, run in found}
     if execution.rerun:
         _set_aside(directories.values())
@@ -119,7 +122,7 @@ def check_points(points: Sequence[Point], compose: Callable[[Point], Settings]) 
 
 
 def group(found: Iterable[Checked]) -> list[Job]:
-    """A job for each group of runs that can train together: the first one's settings, and all as members.
+    """A job for each group of runs that are carried out together: the first one's settings, and all as members.
 
     What a rerun replaces has been set aside by then, so that no job, of whatever process, is to do so again.
     """
@@ -128,10 +131,7 @@ def group(found: Iterable[Checked]) -> list[Job]:
         groups.setdefault(checked.run.group, []).append(checked)
     jobs = []
     for together in groups.values():
-        members = [
-            {"learning_rate": run.train.learning_rate, "seed": run.seed, "state_dtype": run.decode.state_dtype}
-            for _, _, run in together
-        ]
+        members = [run.member for _, _, run in together]
         written = ",".join(f"{{{','.join(f'{k}:{_written(v)}' for k, v in member.items())}}}" for member in members)
         point, settings, _ = together[0]
         overrides = [*point, f"members=[{written}]", *(["rerun=false"] if settings["rerun"] else [])]
@@ -174,7 +174,10 @@ def _set_aside(directories: Iterable[RunDirectory]) -> None:
 
 
 def _written(value: float | str | None) -> str:
-    return "null" if value is None else value if isinstance(value, str) else repr(value)
+    """In Hydra's syntax."""
+    if isinstance(value, str):
+        return "'" + value.replace("'", r"\'") + "'"
+    return "null" if value is None else repr(value)
 
 
 def _count(n: int, noun: str) -> str:

@@ -16,16 +16,17 @@ from rich.console import Console
 
 from models.settings import SettingError, SettingErrors
 from recallbench.claim import Holder, holder
-from recallbench.config import ExecutionConfig, Run, Settings, execution_of, runs_of
+from recallbench.config import AnyRun, ExecutionConfig, Settings
 from recallbench.disk import DiskTrouble
-from recallbench.execute import execute
 from recallbench.interrupt import USUAL, Stopped, StopRequest
+from recallbench.perform import perform
 from recallbench.record import RunDirectory
+from recallbench.runs import execution_of, runs_of
 
 PERIOD = 0.5
 """Seconds between two looks at what others hold."""
 
-Job = tuple[list[Run], ExecutionConfig]
+Job = tuple[Sequence[AnyRun], ExecutionConfig]
 
 
 def carry_out(jobs: Iterable[Settings], stop: StopRequest) -> None:
@@ -57,7 +58,7 @@ def carry_out(jobs: Iterable[Settings], stop: StopRequest) -> None:
 def _carry_out(job: Job, stop: StopRequest) -> None:
     if stop.made:
         raise Stopped
-    execute(*job, stop)
+    perform(*job, stop)
 
 
 def _look_again(jobs: Sequence[Job], stop: StopRequest) -> None:
@@ -89,7 +90,7 @@ def _look_again(jobs: Sequence[Job], stop: StopRequest) -> None:
         time.sleep(PERIOD)
 
 
-def _holder(run: Run, execution: ExecutionConfig) -> Holder | None:
+def _holder(run: AnyRun, execution: ExecutionConfig) -> Holder | None:
     """Who has claimed a run, or else the training that it waits for."""
     own, training = (RunDirectory(execution.runs, each.identity) for each in (run, run.trained))
     return holder(own.path) or (None if training.has_record() else holder(training.path))

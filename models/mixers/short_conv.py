@@ -18,17 +18,17 @@ class ShortConv(Mixer):
     """A gated depthwise convolution over the last `kernel_size` positions.
 
     **Arguments:** `kernel_size` k; `expand`: width of the input projection in multiples of D, half of it convolved
-    and half of it gate.
+    and half of it gate; `bias`: of the two projections.
     """
 
-    def __init__(self, d_model: PositiveInt, kernel_size: PositiveInt = 3, expand: PositiveInt = 2):
+    def __init__(self, d_model: PositiveInt, kernel_size: PositiveInt = 3, expand: PositiveInt = 2, bias: bool = True):
         super().__init__()
         if expand * d_model % 2:
             raise SettingError("expand", expand, f"expand * d_model = {expand * d_model} must be even")
         self.d_model = d_model
-        self.in_proj = nn.Linear(d_model, expand * d_model)
+        self.in_proj = nn.Linear(d_model, expand * d_model, bias=bias)
         self.conv = ShortConvolution(expand * d_model // 2, kernel_size)
-        self.out_proj = nn.Linear(expand * d_model // 2, d_model)
+        self.out_proj = nn.Linear(expand * d_model // 2, d_model, bias=bias)
 
     def init_state(self, batch_size, *, max_length=None, dtype=None, device=None) -> Tensor:
         return self.conv.init_state(batch_size, **self.like_parameters(dtype, device))

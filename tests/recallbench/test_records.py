@@ -20,7 +20,7 @@ from pydantic import PositiveInt
 import recallbench
 from models import Mixer, build_model
 from models.mixers import ALL_MIXERS
-from recallbench.checkpoint import TrainingDirectory
+from recallbench.checkpoint import WritableDirectory
 from recallbench.disk import write_atomically
 from recallbench.provenance import code_version
 from recallbench.record import write_study
@@ -126,7 +126,7 @@ def test_a_rerun_keeps_what_was_there(run, carry_out, outcome, tmp_path):
 def test_a_rerun_begins_at_the_beginning(run, carry_out, tmp_path):
     """Even where a process was killed between its record and the removal of its last checkpoint."""
     carry_out(tmp_path, [run({"train.stop_at_accuracy": None})])
-    directory = TrainingDirectory(tmp_path, run({"train.stop_at_accuracy": None}))
+    directory = WritableDirectory(tmp_path, run({"train.stop_at_accuracy": None}))
     directory.save_checkpoint({"step": 12, "log": "of a process that was killed"})
     (again,) = carry_out(tmp_path, [directory.run], rerun=True)
     assert again["status"] == "completed"

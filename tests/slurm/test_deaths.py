@@ -64,7 +64,7 @@ def log_of(study, task: str) -> str:
 
 def test_tasks_end_in_every_way_and_nothing_is_lost(study, undisturbed, ask, wait_until, number_of, numbers):
     """SIGUSR2 as of the time limit, requeueing, scancel, a kill of all processes; and one that meets its real limit."""
-    study.launch("task.seed=0", "train.epochs=5000", "hydra.launcher.time=1", "hydra.launcher.signal_delay=55")
+    study.launch("task.seed=0", "train.epochs=5000", "hydra.launcher.time=1", "hydra.launcher.signal_delay=40")
     study.launch(*POINTS)
     tasks = study.tasks()
     ends = {

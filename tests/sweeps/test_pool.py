@@ -16,7 +16,7 @@ import torch
 import recallbench
 from models.settings import SettingErrors
 from recallbench import claim
-from recallbench.checkpoint import TrainingDirectory
+from recallbench.checkpoint import WritableDirectory
 from recallbench.claim import holder, take
 from recallbench.config import ExecutionConfig, runs_of
 from recallbench.interrupt import StopRequest
@@ -340,7 +340,7 @@ def test_deaths_before_a_checkpoint_do_not_count(tmp_path):
     for _ in range(2):
         lost = take(tmp_path / run.identity)
         lost.path.write_text(lost.path.read_text().replace(f'"pid": {os.getpid()}', '"pid": 4194305'))  # no process
-    directory = TrainingDirectory(tmp_path, run)
+    directory = WritableDirectory(tmp_path, run)
     assert directory.take().deaths == 2
     directory.save_checkpoint({"step": 0})
     directory.checkpoint_path.unlink()

@@ -13,8 +13,9 @@ from rich.console import Console
 
 from models.settings import SettingError, SettingErrors
 from recallbench.__main__ import CONFIGURATION
-from recallbench.checkpoint import TrainingDirectory
-from recallbench.config import plain, resolve, runs_of
+from recallbench.checkpoint import WritableDirectory
+from recallbench.config import plain
+from recallbench.runs import resolve, runs_of
 from sweeps.compose import Composer
 from sweeps.grid import expand
 from sweeps.study import check_points, group, run_study
@@ -106,13 +107,17 @@ def test_every_run_is_in_one_job_with_what_differs_in_rate_and_seed_alone(points
             assert {key: repr(value) for key, value in run.settings.items() if key not in free} == same
 
 
-@pytest.mark.parametrize("name", [path.stem for path in (CONFIGURATION / "study").iterdir()])
-def test_every_study_that_comes_along_can_be_run(name, compose):
-    composed = hydra.compose("config", overrides=[f"+study={name}"], return_hydra_config=True)
-    sweeper = composed.hydra.sweeper
-    points = expand([f"+study={name}"], sweeper.params, sweeper.grids, GlobalHydra.instance().config_loader())
-    found = check_points(points, compose)
-    assert {checked.settings["study"] for checked in found} == {name}
+@pytest.mark.parametrize("path", list((CONFIGURATION / "study").iterdir()), ids=lambda path: path.stem)
+@pytest.mark.usefixtures("compose")
+def test_every_study_that_comes_along_can_be_run(path):
+    measures = "throughput." in path.read_text()
+    primary = "throughput" if measures else "config"
+    arguments = [f"+study={path.stem}", *(["throughput.device_name=of_a_cluster"] if measures else [])]
+    sweeper = hydra.compose(primary, overrides=arguments, return_hydra_config=True).hydra.sweeper
+    loader = GlobalHydra.instance().config_loader()
+    points = expand(arguments, sweeper.params, sweeper.grids, loader)
+    found = check_points(points, Composer(lambda overrides: hydra.compose(primary, overrides=overrides), loader))
+    assert {checked.settings["study"] for checked in found} == {path.stem}
     jobs = group(found)
     assert sum(len(runs_of(job.settings)) for job in jobs) == len(found) >= len(jobs) > 1
 
@@ -165,7 +170,7 @@ def test_what_has_a_record_is_left_alone_unless_asked(study, compose, tmp_path):
     said, jobs = study(points)
     assert said.startswith("sweep: 3 runs, 0 done, 3 to go")
     assert seeds(jobs) == [[0, 1], [0]]
-    directory = TrainingDirectory(tmp_path / "runs", resolve(compose(("seed=1",))))
+    directory = WritableDirectory(tmp_path / "runs", resolve(compose(("seed=1",))))
     directory.take()
     directory.begin()
     directory.write_record(None, "completed", None, {})

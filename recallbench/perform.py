@@ -1,0 +1,17 @@
+"""Giving runs of either kind their records."""
+
+from collections.abc import Sequence
+
+from recallbench.config import AnyRun, ExecutionConfig, Run
+from recallbench.execute import execute as train
+from recallbench.interrupt import StopRequest
+from recallbench.throughput.execute import execute as measure
+from recallbench.throughput.measurement import Measurement
+
+
+def perform(runs: Sequence[AnyRun], execution: ExecutionConfig, stop: StopRequest) -> None:
+    """Carry out runs of one group; **raises** as `recallbench.execute.execute` and that of `recallbench.throughput`."""
+    if trainings := [run for run in runs if isinstance(run, Run)]:
+        train(trainings, execution, stop)
+    if measurements := [run for run in runs if isinstance(run, Measurement)]:
+        measure(measurements, execution, stop)

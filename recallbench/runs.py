@@ -1,0 +1,29 @@
+"""From a composed configuration to its runs, of whichever kind: with a part `throughput` it asks for a measurement.
+
+Each kind is a module with these three functions.
+"""
+
+from collections.abc import Sequence
+
+from recallbench import config as training
+from recallbench.config import AnyRun, ExecutionConfig, Settings
+from recallbench.throughput import measurement
+
+
+def resolve(config: Settings) -> AnyRun:
+    """The run that a composed configuration describes. **Raises** `SettingErrors`."""
+    return _kind(config).resolve(config)
+
+
+def runs_of(config: Settings) -> Sequence[AnyRun]:
+    """The runs of a configuration: one, or those of its `members`. **Raises** `SettingErrors`."""
+    return _kind(config).runs_of(config)
+
+
+def execution_of(config: Settings) -> ExecutionConfig:
+    """The part of a configuration that changes no result. **Raises** `SettingErrors`."""
+    return _kind(config).execution_of(config)
+
+
+def _kind(config: Settings):
+    return measurement if "throughput" in config else training
