@@ -59,11 +59,10 @@ class Attention(AttentionHeads):
         position = torch.arange(x.shape[1], device=x.device)[None]
         position = position + (state.length[:, None] if isinstance(state, FixedCache) else state.k.shape[1])
         q, k, v = self.project(x, position)
-        if isinstance(state, GrowingCache) and state.k.shape[1] == 0:  # no mask, and the quickest kernels
-            return self.join(causal_attention(q, self.repeat(k), self.repeat(v))), _append(
-                state, k.transpose(1, 2), v.transpose(1, 2), position
-            )
+        first = isinstance(state, GrowingCache) and state.k.shape[1] == 0
         state = _append(state, k.transpose(1, 2), v.transpose(1, 2), position)
+        if first:  # no mask, and the quickest kernels
+            return self.join(causal_attention(q, self.repeat(k), self.repeat(v))), state
         slot = torch.arange(state.k.shape[1], device=x.device)
         visible = (slot <= position[..., None])[:, None]  # [B or 1, 1, N, C]
         k, v = (self.repeat(t.transpose(1, 2).to(x.dtype)) for t in (state.k, state.v))
