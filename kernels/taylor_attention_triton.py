@@ -430,7 +430,7 @@ def _span(q: Tensor) -> int:
 def _blocks(q: Tensor, v: Tensor, P: Tensor) -> dict[str, Any]:
     """Block sizes and the compiler's options."""
     K, (_, F, BK) = q.shape[-1], P.shape
-    values = 64 if F <= 160 else 32 if F <= 384 else 16  # so that S takes no more than half of the registers
+    values = 64 if F <= 160 else 32  # so that S takes no more than half of the registers
     return {
         "K": K,
         "BK": BK,
