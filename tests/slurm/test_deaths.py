@@ -64,7 +64,8 @@ def log_of(study, task: str) -> str:
 
 def test_tasks_end_in_every_way_and_nothing_is_lost(study, undisturbed, ask, wait_until, number_of, numbers):
     """SIGUSR2 as of the time limit, requeueing, scancel, a kill of all processes; and one that meets its real limit."""
-    study.launch("task.seed=0", "train.epochs=5000", "hydra.launcher.time=1", "hydra.launcher.signal_delay=40")
+    # SLURM looks at the limits every 30 s, and warns at the last look before it is due: 45 to 75 s after the start.
+    study.launch("task.seed=0", "train.epochs=9000", "hydra.launcher.time=2", "hydra.launcher.signal_delay=45")
     study.launch(*POINTS)
     tasks = study.tasks()
     ends = {
@@ -82,7 +83,7 @@ def test_tasks_end_in_every_way_and_nothing_is_lost(study, undisturbed, ask, wai
     assert "queued again, to go on from here" in log_of(study, tasks[1][0])
 
     limited, directory = tasks[0]
-    wait_until(lambda: "queued again, to go on from here" in log_of(study, limited), "the time limit")
+    wait_until(lambda: "queued again, to go on from here" in log_of(study, limited), "the time limit", 240)
     epochs = (directory / "log.jsonl").read_text().splitlines()
     wait_until(lambda: len((directory / "log.jsonl").read_text().splitlines()) > len(epochs), "it to go on")
     assert (directory / "log.jsonl").read_text().splitlines()[: len(epochs)] == epochs  # it did not begin anew
