@@ -19,6 +19,9 @@ bench: .venv/ready ## measure training and kernels on this machine: figures/benc
 	$(BIN)/python -m recallbench.benchmark --out figures/bench/training.parquet
 	$(BIN)/python -m recallbench.kernel_benchmark --out figures/bench/kernels.parquet
 
+notebooks: .venv/ready ## notebooks/*.py as *.ipynb, to open in Jupyter
+	$(BIN)/jupytext --to ipynb notebooks/*.py
+
 slurm-up: ## SLURM on this machine alone, to try arrays on (as root; installs it from Debian where it is missing)
 	tests/slurm/one_node.sh up
 
@@ -44,7 +47,7 @@ setup: .venv/ready ## make .venv with the pinned dependencies
 
 lock: ## write requirements.lock anew from pyproject's ranges
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet torch==2.13.0 triton==3.7.1 --editable '.[dev,wandb,fla,hf]'
+	.venv-lock/bin/python -m pip install --quiet torch==2.13.0 triton==3.7.1 --editable '.[dev,wandb,fla,hf,recall,notebooks]'
 	(sed -n '/^#/p' requirements.lock; .venv-lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | grep -v -e '^nvidia-' -e '^cuda-') > requirements.tmp
 	mv requirements.tmp requirements.lock && rm -rf .venv-lock
 
@@ -52,4 +55,4 @@ clean: ## remove the environment, caches and figures; run records stay
 	rm -rf .venv figures .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help figures bench status slurm-up slurm-down test lint setup lock clean
+.PHONY: help figures bench status notebooks slurm-up slurm-down test lint setup lock clean

@@ -4,7 +4,6 @@ import functools
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -15,6 +14,7 @@ from rich.console import Console
 
 from models.settings import SettingError, SettingErrors
 from recallbench.claim import holder
+from recallbench.composition import CONFIGURATION, compose
 from recallbench.config import AnyRun, ExecutionConfig, plain
 from recallbench.device import check_device
 from recallbench.explain import NO_NAME, explain
@@ -22,8 +22,6 @@ from recallbench.interrupt import CannotGoOn, Stopped, StopRequest, deadline, st
 from recallbench.progress import describe, watch
 from recallbench.record import RunDirectory
 from recallbench.runs import execution_of, runs_of
-
-CONFIGURATION = Path(__file__).parent.parent / "conf"
 
 
 def run(config: DictConfig) -> None:
@@ -116,8 +114,7 @@ def main(config_name: str = "config") -> None:
 
 
 def _compose(config_name: str, overrides: Sequence[str]) -> Mapping[str, Any]:
-    with hydra.initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
-        composed = hydra.compose(config_name, overrides=list(overrides))
+    composed = compose(overrides, config_name)
     return OmegaConf.to_container(composed, resolve=False)  # pyright: ignore[reportReturnType] - a mapping at its root
 
 
