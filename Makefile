@@ -2,6 +2,8 @@ STUDY ?= quick
 RUNS ?= runs
 PYTHON ?= python3
 BIN := .venv/bin
+MODULES := $(shell find kernels models recallbench sweeps analysis -name '*.py' ! -name __main__.py | \
+	sed -e 's|\.py$$||' -e 's|/__init__$$||' -e 's|/|.|g' | sort)
 
 .DEFAULT_GOAL := help
 
@@ -18,6 +20,9 @@ status: .venv/ready ## how far STUDY is: what is done, runs, waits, failed
 bench: .venv/ready ## measure training and kernels on this machine: figures/bench/*.parquet
 	$(BIN)/python -m recallbench.benchmark --out figures/bench/training.parquet
 	$(BIN)/python -m recallbench.kernel_benchmark --out figures/bench/kernels.parquet
+
+docs: .venv/ready ## the reference of all modules, from their docstrings: figures/docs/index.html
+	$(BIN)/python -W "ignore:The module specification" -m pdoc --docformat google --output-directory figures/docs $(MODULES)
 
 notebooks: .venv/ready ## notebooks/*.py as *.ipynb, to open in Jupyter
 	$(BIN)/jupytext --to ipynb notebooks/*.py
@@ -55,4 +60,4 @@ clean: ## remove the environment, caches and figures; run records stay
 	rm -rf .venv figures .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help figures bench status notebooks slurm-up slurm-down test lint setup lock clean
+.PHONY: help figures bench docs status notebooks slurm-up slurm-down test lint setup lock clean

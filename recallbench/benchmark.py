@@ -2,6 +2,7 @@
 
 A step is measured as training takes it: the median of three passes over 40 batches of 256, after the first step, which
 compiles. Times are a member's share of a step of four members in lockstep.
+On a CPU, to try it, two batches of a small case.
 """
 
 import argparse
@@ -61,12 +62,14 @@ CASES = [
     Case("linear_attention", BASED, 64, None, 11.0),
     Case("attention", {}, 64, None, 8.0),
 ]
+TRIAL = [Case("linear_attention", BASED, 16, (32, 2), None)]
+"""For a CPU: that it runs."""
 
 
-def measure(case: Case, device: torch.device, precision: str) -> dict[str, Any]:
+def measure(case: Case, device: torch.device, precision: str, batches: int = BATCHES) -> dict[str, Any]:
     """One row: milliseconds a member-step, or seconds a member-epoch, and what the first one took to compile."""
     mix = case.shape is None
-    segments = SEGMENTS if case.shape is None else {case.shape: (BATCHES + 1) * 256}
+    segments = SEGMENTS if case.shape is None else {case.shape: (batches + 1) * 256}
     train = _training(case, segments, device, precision)
     if mix:
         first, again = (_seconds(train, lambda epoch=epoch: _epoch(train, epoch)) for epoch in range(2))
@@ -75,7 +78,7 @@ def measure(case: Case, device: torch.device, precision: str) -> dict[str, Any]:
         order = [rows for _, rows in train.order(0)]
         first = _seconds(train, lambda: train.train_step(0, order[0]))
         passes = [_seconds(train, lambda: [train.train_step(0, rows) for rows in order[1:]]) for _ in range(3)]
-        share = 1000 * statistics.median(passes) / BATCHES / len(RATES)
+        share = 1000 * statistics.median(passes) / batches / len(RATES)
     N, pairs = case.shape or (None, None)
     return {
         "mixer": case.mixer,
@@ -159,7 +162,9 @@ def main() -> None:
     options = parser.parse_args()
     device = choose_device(options.device)
     console = Console()
-    rows = pd.DataFrame([measure(case, device, options.precision) for case in track(CASES, "cases", console=console)])
+    cases, batches = (CASES, BATCHES) if device.type == "cuda" else (TRIAL, 2)
+    rows = [measure(case, device, options.precision, batches) for case in track(cases, "cases", console=console)]
+    rows = pd.DataFrame(rows)
     rows["over_based"] = over_based(rows)
     made = provenance(device, len(RATES))
     rows = rows.assign(device=made["device"], code_version=made["code_version"], time=made["time"], **made["packages"])

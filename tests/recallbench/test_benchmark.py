@@ -9,11 +9,10 @@ from recallbench.benchmark import Case, measure, over_based, table
 
 
 def test_a_step_and_an_epoch(monkeypatch):
-    monkeypatch.setattr(benchmark, "BATCHES", 2)
     monkeypatch.setattr(benchmark, "SEGMENTS", {(8, 2): 256})
     rows = pd.DataFrame(
         [
-            measure(case, torch.device("cpu"), "float32")
+            measure(case, torch.device("cpu"), "float32", batches=2)
             for case in (
                 Case("linear_attention", {"feature_dim": 4}, 8, (8, 2), 1000.0),
                 Case("attention", {}, 8, (8, 2), None),
