@@ -22,7 +22,7 @@ bench: .venv/ready ## measure training and kernels on this machine: figures/benc
 	$(BIN)/python -m recallbench.kernel_benchmark --out figures/bench/kernels.parquet
 
 docs: .venv/ready ## the reference of all modules, from their docstrings: figures/docs/index.html
-	$(BIN)/python -W "ignore:The module specification" -m pdoc --docformat google --output-directory figures/docs $(MODULES)
+	@$(BIN)/python -W "ignore:The module specification" -m pdoc --docformat google --output-directory figures/docs $(MODULES)
 
 notebooks: .venv/ready ## notebooks/*.py as *.ipynb, to open in Jupyter
 	$(BIN)/jupytext --to ipynb notebooks/*.py
