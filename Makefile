@@ -10,9 +10,11 @@ MODULES := $(shell find kernels models recallbench sweeps analysis -name '*.py' 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-figures: .venv/ready ## run what is missing of STUDY (default: quick) and draw its figures
-	$(BIN)/python -m recallbench +study=$(STUDY) runs=$(RUNS)
-	$(BIN)/python -m analysis figures $(RUNS) --study $(STUDY) --out figures/$(STUDY)
+PUBLISHED := $(wildcard results/$(STUDY).parquet)
+
+figures: .venv/ready ## draw STUDY (default: quick), from results/ if it is published, else after running what is missing
+	$(if $(PUBLISHED),,$(BIN)/python -m recallbench +study=$(STUDY) runs=$(RUNS))
+	$(BIN)/python -m analysis figures $(PUBLISHED) $(RUNS) --study $(STUDY) --out figures/$(STUDY)
 
 status: .venv/ready ## how far STUDY is: what is done, runs, waits, failed
 	$(BIN)/python -m sweeps status $(STUDY) --runs $(RUNS)
