@@ -11,9 +11,10 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 PUBLISHED := $(wildcard results/$(STUDY).parquet)
+ENTRY := recallbench$(if $(shell grep -s '^throughput:\|throughput\.kind' conf/study/$(STUDY).yaml),.throughput)
 
 figures: .venv/ready ## draw STUDY (default: quick), from results/ if it is published, else after running what is missing
-	$(if $(PUBLISHED),,$(BIN)/python -m recallbench +study=$(STUDY) runs=$(RUNS))
+	$(if $(PUBLISHED),,$(BIN)/python -m $(ENTRY) +study=$(STUDY) runs=$(RUNS))
 	$(BIN)/python -m analysis figures $(PUBLISHED) $(RUNS) --study $(STUDY) --out figures/$(STUDY)
 
 status: .venv/ready ## how far STUDY is: what is done, runs, waits, failed
