@@ -17,14 +17,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import torch
 from annotated_types import Ge, Gt, Lt
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
 
 from models.settings import SettingError
 from recallbench.claim import take
 from recallbench.disk import write_atomically, writing
+from recallbench.text.associative_recall import frequent_bigrams
 from recallbench.text.documents import Dataset, Piece, Source, text_files
 from recallbench.text.shards import Stream, token_type, write_shard
 from recallbench.text.tokenizer import Tokenizer, load_tokenizer, train_bpe
@@ -121,6 +124,13 @@ class Corpus:
     @property
     def validation(self) -> Stream:
         return Stream(self._paths, self.train_tokens, self.tokens)
+
+    def frequent_bigrams(self, threshold: int) -> Tensor:
+        """The codes of bigrams that training holds more often, sorted; counted once and kept beside the shards."""
+        path = self.folder / f"bigrams-{self.digest}-{threshold}.npy"
+        if not path.exists():
+            write_shard(path, frequent_bigrams(self.train, self.vocab_size, threshold).numpy())
+        return torch.from_numpy(np.load(path))
 
     @property
     def _paths(self) -> list[Path]:
