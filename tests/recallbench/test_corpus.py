@@ -201,8 +201,10 @@ def test_a_corpus_that_is_killed_goes_on_from_its_last_shard(tmp_path, monkeypat
                 os._exit(9) if path.name == last else write_shard(path, tokens)
 
             corpus_module.write_shard = killed
-            prepare(data(folder))
-            os._exit(1)
+            try:
+                prepare(data(folder))
+            finally:
+                os._exit(1)
         assert os.waitstatus_to_exitcode(os.wait()[1]) == 9
         done = {path: path.stat().st_mtime_ns for path in folder.parent.rglob("*.npy")}
         assert len(done) == shards - 1
