@@ -1,10 +1,12 @@
-"""Giving runs of either kind their records."""
+"""Giving runs of any kind their records."""
 
 from collections.abc import Sequence
 
 from recallbench.config import AnyRun, ExecutionConfig, Run
 from recallbench.execute import execute as train
 from recallbench.interrupt import StopRequest
+from recallbench.text.execute import execute as train_on_text
+from recallbench.text.run import LanguageRun
 from recallbench.throughput.execute import execute as measure
 from recallbench.throughput.measurement import Measurement
 
@@ -13,5 +15,7 @@ def perform(runs: Sequence[AnyRun], execution: ExecutionConfig, stop: StopReques
     """Carry out runs of one group; **raises** as `recallbench.execute.execute` and that of `recallbench.throughput`."""
     if trainings := [run for run in runs if isinstance(run, Run)]:
         train(trainings, execution, stop)
+    if texts := [run for run in runs if isinstance(run, LanguageRun)]:
+        train_on_text(texts, execution, stop)
     if measurements := [run for run in runs if isinstance(run, Measurement)]:
         measure(measurements, execution, stop)

@@ -1,4 +1,6 @@
-"""From a composed configuration to its runs, of whichever kind: with a part `throughput` it asks for a measurement.
+"""From a composed configuration to its runs, of whichever kind.
+
+With a part `throughput` it asks for a measurement, with the task `lm` for the training of a language model.
 
 Each kind is a module with these three functions.
 """
@@ -7,6 +9,7 @@ from collections.abc import Sequence
 
 from recallbench import config as training
 from recallbench.config import AnyRun, ExecutionConfig, Settings
+from recallbench.text import run as language
 from recallbench.throughput import measurement
 
 
@@ -26,4 +29,6 @@ def execution_of(config: Settings) -> ExecutionConfig:
 
 
 def _kind(config: Settings):
-    return measurement if "throughput" in config else training
+    if "throughput" in config:
+        return measurement
+    return language if (config.get("task") or {}).get("name") == language.NAME else training
