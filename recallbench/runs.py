@@ -1,5 +1,6 @@
 """From a composed configuration to its runs, of whichever kind: with a part `throughput` it asks for a measurement.
 
+Else the task decides: those of `recallbench.recall` ask for an evaluation.
 Each kind is a module with these three functions.
 """
 
@@ -7,6 +8,7 @@ from collections.abc import Sequence
 
 from recallbench import config as training
 from recallbench.config import AnyRun, ExecutionConfig, Settings
+from recallbench.recall import evaluation
 from recallbench.throughput import measurement
 
 
@@ -26,4 +28,8 @@ def execution_of(config: Settings) -> ExecutionConfig:
 
 
 def _kind(config: Settings):
-    return measurement if "throughput" in config else training
+    if "throughput" in config:
+        return measurement
+    if (config.get("task") or {}).get("name") in evaluation.TASKS:
+        return evaluation
+    return training

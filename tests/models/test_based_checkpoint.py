@@ -68,7 +68,9 @@ def write(folder, weights, config, binary=False):
     (folder / "config.json").write_text(json.dumps(config))
     if binary:  # as a Lightning trainer leaves it
         beside = {"train_metrics.num-tokens.count": torch.tensor(7)}
-        torch.save({**{f"model.{key}": value for key, value in weights.items()}, **beside}, folder / "pytorch_model.bin")
+        torch.save(
+            {**{f"model.{key}": value for key, value in weights.items()}, **beside}, folder / "pytorch_model.bin"
+        )
     else:
         save_file(weights, folder / "model.safetensors")
     return folder
@@ -206,5 +208,5 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path):
 
     (tmp_path / "config.json").write_text("{}")
     torch.save({"transformer.ln_f.weight": Trap()}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(Exception, match="[Ww]eights.only"):
+    with pytest.raises(Exception, match="weights_only"):
         load_released(tmp_path)
