@@ -28,7 +28,7 @@ def read_documents(path: str) -> tuple[list[Document], str]:
     """
     documents: list[Document] = []
     try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+        lines = Path(path).expanduser().read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise SettingError("path", path, f"it must be a file of JSON lines; {reason}") from None

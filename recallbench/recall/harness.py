@@ -100,7 +100,7 @@ def check_tasks(tasks: tuple[str, ...], data_dir: str | None, tokenizer: str | N
 
     **Raises** `SettingError` for what is no task, group or tag of lm-eval, or has no data in `data_dir` or on the hub.
     """
-    known = set(TaskManager().all_tasks)
+    known = set(_manager(tokenizer, context).all_tasks)
     for task in tasks:
         if task not in known:
             expected = f"it must be a task, group or tag of lm-eval {VERSION}, which python -m lm_eval ls tasks lists"
@@ -117,14 +117,20 @@ def load_tasks(
     """
     for library in ("lm_eval", "lm-eval", "datasets"):
         logging.getLogger(library).setLevel(logging.ERROR)
-    metadata: dict[str, Any] = {"tokenizer": tokenizer, "max_seq_lengths": [context]}
     try:
         with _data_from(data_dir):
-            return TaskManager(metadata=metadata).load(list(tasks))["tasks"]
+            return _manager(tokenizer, context).load(list(tasks))["tasks"]
     except Exception as error:  # of the hub, of a file, of a task's own code
         reason = str(error).strip().partition("\n")[0]
         expected = f"the data of {', '.join(tasks)} must be in it, or on the hub where it is null; {reason}"
         raise SettingError("data_dir", data_dir, expected) from None
+
+
+@functools.cache
+def _manager(tokenizer: str | None, context: int) -> TaskManager:
+    """An index of all tasks, which takes seconds to make; what tasks that make up their own texts want to know."""
+    metadata: dict[str, Any] = {"tokenizer": tokenizer, "max_seq_lengths": [context]}
+    return TaskManager(metadata=metadata)
 
 
 def run_tasks(
