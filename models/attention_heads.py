@@ -1,5 +1,9 @@
 """Queries, keys and values of softmax attention, shared by the full and the windowed kind."""
 
+from typing import Annotated
+
+import torch
+from annotated_types import Gt, Le
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
@@ -8,15 +12,25 @@ from models.projections import project
 from models.rope import rope
 from models.settings import SettingError
 
+Fraction = Annotated[float, Gt(0), Le(1)]
+
 
 class AttentionHeads(Mixer):
     """The projections of multi-head attention, optionally with rotary positions and fewer key-value heads than heads.
 
     **Arguments:** `num_heads` H, which divides `d_model`; `num_kv_heads` G, which divides H and defaults to it
-    (Ainslie et al. 2023, arXiv 2305.13245); `use_rope`: rotate queries and keys by their position.
+    (Ainslie et al. 2023, arXiv 2305.13245); `use_rope`: rotate queries and keys by their position; `rope_fraction`: of
+    each head's width, the part that is rotated, the first (Black et al. 2022, arXiv 2204.06745, section 2.1.1).
     """
 
-    def __init__(self, d_model: PositiveInt, num_heads: PositiveInt, num_kv_heads: PositiveInt | None, use_rope: bool):
+    def __init__(
+        self,
+        d_model: PositiveInt,
+        num_heads: PositiveInt,
+        num_kv_heads: PositiveInt | None,
+        use_rope: bool,
+        rope_fraction: Fraction,
+    ):
         super().__init__()
         if d_model % num_heads:
             raise SettingError("num_heads", num_heads, f"it must divide the model width d_model = {d_model}")
@@ -24,6 +38,11 @@ class AttentionHeads(Mixer):
             raise SettingError("num_kv_heads", num_kv_heads, f"it must divide num_heads = {num_heads}")
         if use_rope and (width := d_model // num_heads) % 2:
             raise SettingError("use_rope", use_rope, f"it needs an even head width, and d_model / num_heads = {width}")
+        self.rotated = round(rope_fraction * (d_model // num_heads)) if use_rope else 0
+        if rope_fraction != 1 and (self.rotated % 2 or not self.rotated):
+            expected = f"of the head width d_model / num_heads = {d_model // num_heads} it must rotate an even number"
+            expected = expected if use_rope else "it goes with use_rope = true"
+            raise SettingError("rope_fraction", rope_fraction, expected)
         self.d_model, self.num_heads, self.num_kv_heads = d_model, num_heads, num_kv_heads or num_heads
         self.head_dim = d_model // num_heads
         self.use_rope = use_rope
@@ -39,7 +58,12 @@ class AttentionHeads(Mixer):
             t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for t in project(x, self.q_proj, self.k_proj, self.v_proj)
         )
-        return (rope(q, position), rope(k, position), v) if self.use_rope else (q, k, v)
+        return (self._rotate(q, position), self._rotate(k, position), v) if self.use_rope else (q, k, v)
+
+    def _rotate(self, t: Tensor, position: Tensor) -> Tensor:
+        if self.rotated == self.head_dim:
+            return rope(t, position)
+        return torch.cat([rope(t[..., : self.rotated], position), t[..., self.rotated :]], dim=-1)
 
     def repeat(self, t: Tensor) -> Tensor:
         """One key-value head for each query head: [B, G, N, K] -> [B, H, N, K]."""

@@ -1,10 +1,12 @@
-"""Giving runs of any kind their records."""
+"""Giving runs of every kind their records."""
 
 from collections.abc import Sequence
 
 from recallbench.config import AnyRun, ExecutionConfig, Run
 from recallbench.execute import execute as train
 from recallbench.interrupt import StopRequest
+from recallbench.recall.evaluation import Evaluation
+from recallbench.recall.execute import execute as evaluate
 from recallbench.text.execute import execute as train_on_text
 from recallbench.text.run import LanguageRun
 from recallbench.throughput.execute import execute as measure
@@ -19,3 +21,5 @@ def perform(runs: Sequence[AnyRun], execution: ExecutionConfig, stop: StopReques
         train_on_text(texts, execution, stop)
     if measurements := [run for run in runs if isinstance(run, Measurement)]:
         measure(measurements, execution, stop)
+    if evaluations := [run for run in runs if isinstance(run, Evaluation)]:
+        evaluate(evaluations, execution, stop)

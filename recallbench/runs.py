@@ -1,14 +1,15 @@
 """From a composed configuration to its runs, of whichever kind.
 
-With a part `throughput` it asks for a measurement, with the task `lm` for the training of a language model.
-
-Each kind is a module with these three functions.
+With a part `throughput` it asks for a measurement. Else the task decides: `lm` asks for the training of a language
+model, those of `recallbench.recall` for an evaluation, every other for a training. Each kind is a module with these
+three functions.
 """
 
 from collections.abc import Sequence
 
 from recallbench import config as training
 from recallbench.config import AnyRun, ExecutionConfig, Settings
+from recallbench.recall import evaluation
 from recallbench.text import run as language
 from recallbench.throughput import measurement
 
@@ -31,4 +32,7 @@ def execution_of(config: Settings) -> ExecutionConfig:
 def _kind(config: Settings):
     if "throughput" in config:
         return measurement
-    return language if (config.get("task") or {}).get("name") == language.NAME else training
+    task = (config.get("task") or {}).get("name")
+    if task in evaluation.TASKS:
+        return evaluation
+    return language if task == language.NAME else training

@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from kernels.attention import causal_attention, masked_attention
-from models.attention_heads import AttentionHeads
+from models.attention_heads import AttentionHeads, Fraction
 
 
 class GrowingCache(NamedTuple):
@@ -40,8 +40,9 @@ class Attention(AttentionHeads):
         num_heads: PositiveInt = 1,
         num_kv_heads: PositiveInt | None = None,
         use_rope: bool = False,
+        rope_fraction: Fraction = 1,
     ):
-        super().__init__(d_model, num_heads, num_kv_heads, use_rope)
+        super().__init__(d_model, num_heads, num_kv_heads, use_rope, rope_fraction)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.project(x, torch.arange(x.shape[1], device=x.device)[None])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels.attention import masked_attention
 from kernels.sliding_window import sliding_window_attention
-from models.attention_heads import AttentionHeads
+from models.attention_heads import AttentionHeads, Fraction
 
 
 class RingBuffer(NamedTuple):
@@ -35,8 +35,9 @@ class SlidingWindow(AttentionHeads):
         num_heads: PositiveInt = 1,
         num_kv_heads: PositiveInt | None = None,
         use_rope: bool = False,
+        rope_fraction: Fraction = 1,
     ):
-        super().__init__(d_model, num_heads, num_kv_heads, use_rope)
+        super().__init__(d_model, num_heads, num_kv_heads, use_rope, rope_fraction)
         self.window_size = window_size
 
     def forward(self, x: Tensor) -> Tensor:

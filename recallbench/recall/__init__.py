@@ -1,0 +1,1 @@
+"""Recall from real documents: what a language model, wherever it comes from, tells of what it has just read."""
