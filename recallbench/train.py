@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models import LanguageModel
 from recallbench.config import AnyRun, Run
+from recallbench.eager import eagerly
 from recallbench.interrupt import Stopped, StopRequest
 from recallbench.members import AdamW, Parameters, build, each, every_member, leaves, one_member, stack, stacks
 from recallbench.replay import Replay
@@ -278,7 +279,7 @@ def autocast(train: Precise, device: torch.device) -> torch.autocast:
 
 
 @torch.no_grad()
-@torch.compiler.set_stance("force_eager")  # a few batches of shapes of their own would not pay for compiling
+@eagerly
 def evaluate(
     answers: Callable[[Parameters, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
     parameters: Parameters,

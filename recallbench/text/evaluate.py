@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from recallbench import ranks
+from recallbench.eager import eagerly
 from recallbench.members import Parameters
 from recallbench.text.associative_recall import bins, codes, hits
 from recallbench.text.shards import Stream
@@ -18,7 +19,7 @@ Answers = Callable[[Parameters, Tensor, None, Tensor], tuple[Tensor, Tensor]]
 
 
 @torch.no_grad()
-@torch.compiler.set_stance("force_eager")  # a few batches would not pay for compiling
+@eagerly
 def tally(
     answers: Answers,
     members: Sequence[Parameters],
