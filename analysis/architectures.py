@@ -6,6 +6,10 @@ from pandas import DataFrame, Series
 
 from analysis.labels import labels
 
+LANGUAGE = "lm"
+DOCUMENTS = ("swde", "fda", "squad_completion", "lm_eval", "extraction")
+"""The tasks that are running text, and documents, by `task.name`."""
+
 _RATE = "train.learning_rate"
 _STATE = ["state.bytes", "state.elements", "state.length", "state.dtype"]
 
@@ -54,6 +58,11 @@ def at_best_learning_rate(runs: DataFrame) -> DataFrame:
     Adds to their columns `point`, a number for each architecture point, and `label` as in `points`.
     """
     return _completed(_at_best_rate(_with_point(runs)))
+
+
+def synthetic(runs: DataFrame) -> DataFrame:
+    """The runs trained and tested on a synthetic recall task: no language models, nothing evaluated on documents."""
+    return runs.loc[~runs["task.name"].isin([LANGUAGE, *DOCUMENTS])] if "task.name" in runs else runs
 
 
 def _with_point(runs: DataFrame) -> DataFrame:
