@@ -85,7 +85,8 @@ plt.show()
 # %%
 documents = Path("../corpora/documents.jsonl")
 build = [sys.executable, "-m", "recallbench.recall.build_documents", str(corpus), "--out", str(documents)]
-subprocess.run(build, check=True, capture_output=True)
+if not documents.exists():  # the builder overwrites nothing
+    subprocess.run(build, check=True, capture_output=True)
 [(d["key"], d["value"]) for d in map(json.loads, documents.read_text().splitlines()[:5])]
 
 # %% [markdown]
