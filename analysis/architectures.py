@@ -55,9 +55,9 @@ def points(runs: DataFrame, *, chosen_by: str = "validation_accuracy") -> DataFr
     table = of_point[["family", "label"]].first().join([scores, DataFrame({"diverged": diverged})])
     table = table.join(of_point[[*_STATE, *settings]].first())
     own = [name for name in table if name not in {*_STATE, *_COST, *_metrics(runs), *settings}]
-    table = table[[*own, *_STATE, *_COST, *_metrics(runs), *settings]]
+    table = table.loc[:, [*own, *_STATE, *_COST, *_metrics(runs), *settings]]
     table = table.fillna({"seeds": 0, "diverged": 0}).astype({"seeds": int, "diverged": int})
-    return table.sort_values(["family", "state.bytes", "label"], ignore_index=True)
+    return table.sort_values(by=["family", "state.bytes", "label"], ignore_index=True)
 
 
 def at_best_learning_rate(runs: DataFrame, *, chosen_by: str = "validation_accuracy") -> DataFrame:

@@ -40,7 +40,7 @@ def attainment(
         raise ValueError(f"levels are {tuple(levels)}, but they must be per cents above 0, up to 100")
     order = [*([by] if by else []), "level", "seeds", *axes.columns]
     found = []
-    for name, rows in groups(runs.dropna(subset=[*axes.columns, "seed"]), by):
+    for name, rows in groups(runs.dropna(subset=[*axes.columns, "seed"]).sort_values("seed"), by):
         which = np.unique(rows["seed"], return_inverse=True)[1]
         seeds = int(which.max(initial=-1)) + 1
         # So many seeds are asked for, and as a percentage that floating point cannot round up to one more.

@@ -1,9 +1,10 @@
 """Bootstrap over seeds: what a study would have said of architectures had it drawn other seeds."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from pandas import DataFrame
 
 from analysis.geometry import Floats
@@ -13,7 +14,7 @@ class Seeds(NamedTuple):
     """The runs of P points, at most S seeds each, in A columns."""
 
     values: Floats  # [P, S, A]; rows from a point's count on are padding
-    counts: Floats  # [P]
+    counts: NDArray[np.intp]  # [P]
 
     @classmethod
     def of(cls, runs: DataFrame, columns: list[str]) -> "Seeds":
@@ -28,7 +29,7 @@ class Seeds(NamedTuple):
     @property
     def least(self) -> int:
         """The fewest seeds of a point."""
-        return int(self.counts.min(initial=0)) if len(self.counts) else 0
+        return int(self.counts.min()) if len(self.counts) else 0
 
     def means(self) -> Floats:
         """The mean of each point over its seeds, [P, A]."""
@@ -58,7 +59,7 @@ class Seeds(NamedTuple):
         return float(low), float(high), values
 
 
-def groups(runs: DataFrame, by: str | None) -> Iterator[tuple[dict[str, object], DataFrame]]:
+def groups(runs: DataFrame, by: str | None) -> Iterator[tuple[dict[str, Any], DataFrame]]:
     """Each group of runs with the columns that name it: none, and all runs, without `by`."""
     if by is None:
         yield {}, runs

@@ -24,8 +24,8 @@ def dominance(
     more. A pair is compared over the seeds that both have, and only at budgets for which both have a point at each
     of them: who offers nothing yet is not dominated.
 
-    **Columns:** `winner`, `loser`; `low`, `high`: the range of budgets, in the units of `cost`, whose last end is the
-    largest cost measured; `share`, the least share of seeds in it; `gap`, the least mean over seeds of the quality
+    **Columns:** `winner`, `loser`; `low`, `high`: the range of budgets, in the units of `cost`, the worse end not
+    included and infinite where the largest cost measured still dominates; `share`, the least share of seeds in it; `gap`, the least mean over seeds of the quality
     ahead; `seeds`, how many were compared.
 
     **Raises** `ValueError` for columns that the runs lack and a share outside 0..1.
@@ -44,12 +44,12 @@ def dominance(
             common = ours.columns.intersection(theirs.columns)
             if winner == loser or common.empty:
                 continue
-            ahead = ours[common].to_numpy(float) - theirs[common].to_numpy(float)
+            ahead = np.asarray(ours[common], float) - np.asarray(theirs[common], float)
             won = (ahead > 0).mean(1)
             holds = (won >= share - 1e-12) & ~np.isnan(ahead).any(1)
             edges = np.flatnonzero(np.diff(np.concatenate([[False], holds, [False]]).astype(int)))
             for first, end in edges.reshape(-1, 2):
-                ends = axes.signs[0] * budgets[[first, min(end, len(budgets) - 1)]]
+                ends = axes.signs[0] * np.append(budgets, np.inf)[[first, end]]
                 rows.append(
                     {
                         "winner": winner,
@@ -67,7 +67,13 @@ def dominance(
 def sentences(table: DataFrame, readable: Callable[[float], str] = "{:g}".format) -> list[str]:
     """A sentence for each row of `dominance`; `readable` writes costs, as `analysis.style.readable_bytes` does."""
     return [
-        f"{row.winner} dominates {row.loser} at {100 * row.share:.0f}% of {row.seeds} "
-        f"{'seed' if row.seeds == 1 else 'seeds'} between {readable(row.low)} and {readable(row.high)}"
-        for row in table.itertuples()
+        f"{row['winner']} dominates {row['loser']} at {100 * row['share']:.0f}% of {row['seeds']} "
+        f"{'seed' if row['seeds'] == 1 else 'seeds'} {_between(row['low'], row['high'], readable)}"
+        for row in table.to_dict("records")
     ]
+
+
+def _between(low: float, high: float, readable: Callable[[float], str]) -> str:
+    if np.isinf(high):
+        return f"from {readable(low)} on"
+    return f"up to {readable(high)}" if np.isinf(low) else f"between {readable(low)} and {readable(high)}"

@@ -66,7 +66,9 @@ def space(table: DataFrame, cost: Names, quality: Names, better: Mapping[str, Be
         raise ValueError(f"a frontier is over two or three different columns, not {', '.join(columns) or 'none'}")
     for name in columns:
         check_numbers(table, name)
-    defaults: list[Better] = ["less"] * len(parts[0]) + ["more"] * len(parts[1])
+    less: list[Better] = ["less"]
+    more: list[Better] = ["more"]
+    defaults = less * len(parts[0]) + more * len(parts[1])
     chosen = better or {}
     if wrong := {name: way for name, way in chosen.items() if way not in ("less", "more")}:
         raise ValueError(f"better is {wrong}, but it must be 'less' or 'more' for each column")

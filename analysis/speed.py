@@ -75,7 +75,7 @@ def _key(settings: dict[str, Any]) -> str:
 def _check_conditions(speeds: DataFrame, kind: str) -> None:
     conditions = [str(name) for name in speeds if str(name).startswith("throughput.")]
     for name in conditions:
-        values = speeds[name].map(str).unique()
+        values = [f"{v:g}" if isinstance(v, float) else str(v) for v in speeds[name].unique()]
         if len(values) > 1:
             raise ValueError(f"{kind} was measured at several {name} ({', '.join(values)}): keep the runs of one")
 
