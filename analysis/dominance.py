@@ -25,8 +25,8 @@ def dominance(
     of them: who offers nothing yet is not dominated.
 
     **Columns:** `winner`, `loser`; `low`, `high`: the range of budgets, in the units of `cost`, the worse end not
-    included and infinite where the largest cost measured still dominates; `share`, the least share of seeds in it; `gap`, the least mean over seeds of the quality
-    ahead; `seeds`, how many were compared.
+    included and infinite where the largest cost measured still dominates; `share`, the least share of seeds in it;
+    `gap`, the least mean over seeds of the quality ahead; `seeds`, how many were compared.
 
     **Raises** `ValueError` for columns that the runs lack and a share outside 0..1.
     """
