@@ -98,12 +98,13 @@ def _written(directory: RunDirectory) -> int | None:
 
 
 def _share(directory: RunDirectory) -> float:
-    """How much of a run is done, by its log: 0 before its first epoch ends."""
+    """How much of a run is done, by its log: 0 before its first epoch ends, or its first prompts are read."""
     try:
         last = json.loads(directory.log_path.read_text().splitlines()[-1])
     except (OSError, IndexError):
         return 0.0
-    return min(last["epoch"] / last["epochs"], 0.99)
+    done, of = (last["done"], last["of"]) if "of" in last else (last["epoch"], last["epochs"])
+    return min(done / of, 0.99)
 
 
 def _escape(text: str) -> str:

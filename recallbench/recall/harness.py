@@ -32,6 +32,11 @@ VERSION = importlib.metadata.version("lm_eval")
 CONTAINED = "contains"
 """The metric of SWDE, FDA and SQuAD-completion: whether the answer is contained in what was generated."""
 
+ANSWER = {"until": ["\n"], "max_gen_toks": 48}
+"""How the study of Based generates. The three tasks say so in their code; lm-eval 0.4.13 overrides it for
+squad_completion with its default of 256 tokens, up to an empty line.
+"""
+
 FEWSHOT_SEED = 1234
 """lm-eval's own."""
 
@@ -121,6 +126,7 @@ def load_tasks(tasks: Sequence[str], data_dir: str | None, tokenizer: str | None
 
     **Raises** `SettingError` where the data cannot be had.
     """
+    datasets.disable_progress_bars()
     for library in ("lm_eval", "lm-eval", "datasets"):
         logging.getLogger(library).setLevel(logging.ERROR)
     try:
@@ -136,7 +142,7 @@ def load_tasks(tasks: Sequence[str], data_dir: str | None, tokenizer: str | None
 
 
 def _manager(tasks: Sequence[str]) -> TaskManager:
-    """An index of tasks that has these: one of all takes seconds to make, one of folders that are a task's own does not."""
+    """An index with these tasks: one of all takes seconds to make, one of folders that are a task's own does not."""
     own = tuple(sorted({ROOT / task for task in tasks}))
     return _index(own if all((folder / f"{folder.name}.yaml").is_file() for folder in own) else (ROOT,))
 
@@ -145,6 +151,12 @@ def _manager(tasks: Sequence[str]) -> TaskManager:
 def _index(folders: tuple[Path, ...]) -> TaskManager:
     metadata: Any = {"tokenizer": None, "max_seq_lengths": []}  # as `load_tasks` fills them in
     return TaskManager(include_path=list(folders), include_defaults=False, metadata=metadata)
+
+
+def answer_as_published(tasks: Mapping[str, Task]) -> None:
+    """Have SWDE, FDA or SQuAD-completion generate what the study of Based does."""
+    for task in tasks.values():
+        task.set_config(key="generation_kwargs", value=dict(ANSWER))
 
 
 def run_tasks(

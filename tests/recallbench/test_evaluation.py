@@ -187,6 +187,24 @@ def test_the_score_of_a_task_is_the_harness_s_in_each_form_of_the_model(folder, 
         assert [each["task"] for each in record["slices"]] == ["swde"]
 
 
+def test_squad_is_answered_in_48_tokens_of_one_line(folder):
+    root, _ = folder
+    asked = []
+
+    class Asked:
+        prefix, tokenizer = (), load_tokenizer(str(root / "llama"))
+
+        def generate(self, prompts, count, until):
+            asked.append((count, tuple(until)))
+            return ["an a" for _ in prompts]
+
+    tasks = load_tasks(["squad_completion"], str(root / "data"), None, 160)
+    harness.answer_as_published(tasks)
+    metrics, _ = harness.run_tasks(Asked(), tasks, 3, None)  # pyright: ignore
+    assert asked == [(48, ("\n",))]
+    assert (metrics["accuracy"], metrics["examples"]) == (2 / 3, 3)
+
+
 def test_documents_of_ones_own_are_a_run_like_any_other(folder):
     root, trained = folder
     task = {"name": "extraction", "path": str(root / "documents.jsonl"), "generate": 16}
