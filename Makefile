@@ -12,6 +12,9 @@ figures: .venv/ready ## run what is missing of STUDY (default: quick) and draw i
 	$(BIN)/python -m recallbench +study=$(STUDY) runs=$(RUNS)
 	$(BIN)/python -m analysis figures $(RUNS) --study $(STUDY) --out figures/$(STUDY)
 
+report: .venv/ready ## what RUNS hold of STUDY as one HTML file, to explore without network: figures/STUDY/report.html
+	$(BIN)/python -m analysis report $(RUNS) --study $(STUDY) --out figures/$(STUDY)/report.html
+
 status: .venv/ready ## how far STUDY is: what is done, runs, waits, failed
 	$(BIN)/python -m sweeps status $(STUDY) --runs $(RUNS)
 
@@ -52,4 +55,4 @@ clean: ## remove the environment, caches and figures; run records stay
 	rm -rf .venv figures .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help figures bench status slurm-up slurm-down test lint setup lock clean
+.PHONY: help figures report bench status slurm-up slurm-down test lint setup lock clean

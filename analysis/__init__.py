@@ -4,6 +4,7 @@ Reads what the runs left on disk, so it needs neither torch nor the rooms that w
 """
 
 from analysis.architectures import at_best_learning_rate, points
+from analysis.logs import curves
 from analysis.pareto import frontier
 from analysis.records import BrokenRecordError, NoRecordsError, as_records, by_slice, load, save
 
@@ -13,6 +14,7 @@ __all__ = [
     "as_records",
     "at_best_learning_rate",
     "by_slice",
+    "curves",
     "frontier",
     "load",
     "points",

@@ -8,8 +8,8 @@ from pandas import DataFrame
 from rich.console import Console
 
 from analysis import report
-from analysis.curves import curves
 from analysis.figures import FigureModule, NotEnough, discover
+from analysis.logs import curves
 from analysis.records import BrokenRecordError, NoRecordsError, load
 from analysis.style import save
 from analysis.tables import write_csv, write_markdown
@@ -20,7 +20,7 @@ def main() -> int:
     asked = _arguments()
     try:
         asked.command(asked)
-    except (BrokenRecordError, NoRecordsError, report.NoPlotlyError) as error:
+    except (BrokenRecordError, NoRecordsError, NotEnough, report.NoPlotlyError) as error:
         _say(Console(stderr=True), str(error))
         return 2
     return 0
@@ -40,11 +40,8 @@ def _figures(asked: argparse.Namespace) -> None:
 def _report(asked: argparse.Namespace) -> None:
     runs = load(asked.runs, study=asked.study)
     title = asked.study or ", ".join(sorted(runs["study"].dropna().unique())) or "runs"
-    try:
-        report.write(runs, curves(asked.runs), asked.out, title=title)
-        _say(Console(), f"report: {asked.out}")
-    except NotEnough as reason:
-        _say(Console(), f"report: left out, {reason}")
+    report.write(runs, curves(asked.runs), asked.out, title=title)
+    _say(Console(), f"report: {asked.out}")
 
 
 def _arguments() -> argparse.Namespace:

@@ -117,7 +117,7 @@ def _provenance(runs: DataFrame) -> str:
     prefix = "provenance."
     rows = {}
     for column in (str(name) for name in runs if str(name).startswith(prefix)):
-        values = runs[column].dropna()
+        values = runs.loc[:, column].dropna()
         if len(values):
             rows[column.removeprefix(prefix)] = _span(values) if column.endswith(".time") else _counted(values)
     cells = (f"<tr><th scope=row>{html.escape(name)}</th><td>{said}</td></tr>" for name, said in rows.items())

@@ -60,25 +60,26 @@ def page_data(runs: DataFrame, curves: DataFrame) -> dict[str, Any]:
 
     **Raises** `NotEnough` where no run is completed.
     """
-    if runs.empty or not (runs["status"] == "completed").any():
+    if "completed" not in set(runs["status"]):
         raise NotEnough("no run is completed")
     best = at_best_learning_rate(runs).reset_index(drop=True)
     if best.empty:
         raise NotEnough("no completed run was trained")
     settings = _settings(best)
-    varied = [str(name) for name in settings if settings[name].nunique(dropna=False) > 1 and name != "seed"]
-    axes = [name for name in best if _is_axis(str(name), best[name], varied)]
-    names = ["identity", "family", "label", "point", *(name for name in ("seed",) if name in best)]
+    varied = [str(name) for name in settings if len(set(settings[name])) > 1 and name != "seed"]
+    varied.sort(key=lambda name: settings[name].map(_is_nested).any())  # long ones last
+    axes = [name for name in best if _is_axis(str(name), best.loc[:, name], varied)]
+    names = ["identity", "family", "label", "point", *best.columns.intersection(["seed"])]
     return {
         "looks": {family: _look(family) for family in sorted(best["family"].unique())},
         "axes": [_axis(str(name)) for name in axes],
-        "runs": {**{name: _values(best[name]) for name in [*names, *axes]}, "task": _values(_tasks(best))},
+        "runs": {**{name: _values(best.loc[:, name]) for name in [*names, *axes]}, "task": _values(_tasks(best))},
         "settings": {
-            "varied": {name: _values(settings[name]) for name in varied},
+            "varied": {name: _values(settings.loc[:, name]) for name in varied},
             "same": {str(name): settings[name].iloc[0] for name in settings.columns.difference(varied)},
         },
         "slices": _slices(best),
-        "curves": _curves(curves, set(best["identity"])),
+        "curves": _curves(curves, best["identity"].tolist()),
     }
 
 
@@ -86,8 +87,8 @@ def _settings(best: DataFrame) -> DataFrame:
     """Settings as texts, None where a run has none; those that no run has are left out."""
     measured = ("state.", "cost.", "provenance.", "throughput.")
     names = [name for name in best if "." in str(name) and not str(name).startswith(measured)]
-    settings = best.loc[:, [*names, *(name for name in ("seed",) if name in best)]]
-    return settings.dropna(axis="columns", how="all").map(_text).astype(object)
+    known = best.loc[:, [*names, *best.columns.intersection(["seed"])]].dropna(axis="columns", how="all")
+    return DataFrame({name: Series([_text(value) for value in known[name]], dtype=object) for name in known})
 
 
 def _text(value: Any) -> str | None:
@@ -96,6 +97,10 @@ def _text(value: Any) -> str | None:
     if value is None or pd.isna(value):
         return None
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _is_nested(text: str | None) -> bool:
+    return text is not None and text.startswith(("[", "{"))
 
 
 def _is_axis(name: str, column: Series, varied: list[str]) -> bool:
@@ -114,7 +119,7 @@ def _tasks(best: DataFrame) -> Series:
     """What a run was asked: its task by name and by the settings in which the study's tasks differ."""
     if "task.name" not in best:
         return Series("", index=best.index)
-    name = best["task.name"].fillna("")
+    name = best.loc[:, "task.name"].fillna("")
     settings = best.loc[:, [str(name).startswith("task.") and name != "task.name" for name in best]]
     return (name + " " + labels(name, settings)).str.strip()
 
@@ -156,7 +161,7 @@ def _slices(best: DataFrame) -> list[dict[str, Any]]:
     return [{"name": name, "columns": columns} for name, columns in found.items()]
 
 
-def _curves(curves: DataFrame, identities: set[str]) -> dict[str, dict[str, list[Any]]]:
+def _curves(curves: DataFrame, identities: list[str]) -> dict[str, dict[str, list[Any]]]:
     """By run, the numbers that it logged, in columns."""
     if curves.empty:
         return {}

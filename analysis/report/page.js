@@ -152,12 +152,15 @@ function drawPlot() {
     modebar: { bgcolor: "#0000", color: "#999", activecolor: "#777" },
     xaxis: axisLayout("x", drawn.map((mark) => mark.x)), yaxis: axisLayout("y", drawn.map((mark) => mark.y)),
   };
-  const buttons = ["select2d", "lasso2d", "autoScale2d"];
-  Plotly.react("plot", [line, ...families, ring], layout, { responsive: true, displaylogo: false, modeBarButtonsToRemove: buttons });
+  const modeBarButtons = [["toImage", "zoom2d", "pan2d", "resetScale2d"]];
+  Plotly.react("plot", [line, ...families, ring], layout, { responsive: true, displaylogo: false, modeBarButtons });
   const rest = marks.length - drawn.length;
+  const slice = data.slices[$("slice").value];
+  const on = [$("task").value, slice && slice.name].filter(Boolean).join(", ");
   $("status").textContent =
     `${marks.length} points, ${best.length} on the frontier of ${x.more ? "more" : "less"} ${x.title} and ` +
-    `${y.more ? "more" : "less"} ${y.title}${rest ? `; ${rest} not drawn, without a value on these axes` : ""}`;
+    `${y.more ? "more" : "less"} ${y.title}${on && `; ${on}`}` +
+    `${rest ? `; ${rest} not drawn, without a value on these axes` : ""}`;
 }
 
 // --- The panel
@@ -203,12 +206,14 @@ function drawCurve(mark) {
   }));
   const layout = {
     showlegend: false, paper_bgcolor: "#0000", plot_bgcolor: "#0000", margin: { l: 45, r: 8, t: 8, b: 35 },
-    font: { family: "system-ui, sans-serif", size: 11 }, xaxis: { title: { text: time }, zeroline: false }, yaxis: { zeroline: false },
+    font: { family: "system-ui, sans-serif", size: 11 }, xaxis: { title: { text: time }, zeroline: false, automargin: true }, yaxis: { zeroline: false },
   };
   Plotly.react("curve", traces, layout, { responsive: true, displayModeBar: false });
 }
 
 // --- The table
+
+const collator = new Intl.Collator(undefined, { numeric: true });
 
 function columns() {
   const column = (name, title, value, axis) => ({ name, title, value, axis });
@@ -231,7 +236,7 @@ function drawTable() {
   const by = all.find((column) => column.name === order.name) || all[0];
   const sign = order.descending ? -1 : 1;
   const missing = (value) => value === null || value === "";
-  const compare = (a, b) => (typeof a === "number" ? a - b : a.localeCompare(b, undefined, { numeric: true }));
+  const compare = (a, b) => (typeof a === "number" ? a - b : collator.compare(a, b));
   const keyed = marks.map((mark) => [by.value(mark), mark]);
   keyed.sort(([a], [b]) => missing(a) - missing(b) || (missing(a) ? 0 : sign * compare(a, b)));
   const head = element("tr");
@@ -344,6 +349,8 @@ function start() {
     if (row) hold(Number(row.dataset.point));
   });
   $("plot").addEventListener("keydown", walk);
+  window.addEventListener("beforeprint", () => Plotly.relayout("plot", { width: 680 })); // a page's width
+  window.addEventListener("afterprint", () => Plotly.relayout("plot", { width: null, autosize: true }));
   draw();
   $("plot").on("plotly_hover", (event) => held === null && drawPanel(event.points[0].customdata));
   $("plot").on("plotly_click", (event) => hold(event.points[0].customdata));
