@@ -7,6 +7,8 @@ from analysis.architectures import at_best_learning_rate, points
 from analysis.logs import curves
 from analysis.pareto import frontier
 from analysis.records import BrokenRecordError, NoRecordsError, as_records, by_slice, load, save
+from analysis.wandb_export import to_wandb
+from analysis.wandb_import import from_wandb
 
 __all__ = [
     "BrokenRecordError",
@@ -15,8 +17,10 @@ __all__ = [
     "at_best_learning_rate",
     "by_slice",
     "curves",
+    "from_wandb",
     "frontier",
     "load",
     "points",
     "save",
+    "to_wandb",
 ]
