@@ -15,15 +15,7 @@ from analysis.wandb_runs import WandbError, WandbRun, offline_runs, project_runs
 _log = logging.getLogger(__name__)
 
 _KEYS = {
-    "family": (
-        "model.family",
-        "mixer.name",
-        "family",
-        "model.name",
-        "model.sequence_mixer.name",
-        "architecture",
-        "model",
-    ),
+    "family": ("model.family", "mixer.name", "family", "model.name", "model.sequence_mixer.name", "architecture"),
     "train.learning_rate": ("train.learning_rate", "learning_rate", "lr", "optimizer.lr", "train.lr"),
     "seed": ("seed", "train.seed"),
     "accuracy": ("metrics.accuracy", "accuracy", "test/accuracy", "valid/accuracy", "val/accuracy", "eval/accuracy"),
@@ -64,7 +56,7 @@ def from_wandb(
     `source` is a project online (`ENTITY/PROJECT`), a folder or `.wandb` file of wandb's offline mode, or several of
     these. What exists on disk is read from disk. Runs that have not ended are left out.
 
-    `keys` says where a column comes from, {our column: their key}, before the keys that are looked for anyway:
+    `keys` says where a column comes from, {our column: their key}, in place of the keys that are looked for:
     `{"accuracy": "valid/accuracy", "state.elements": "state_size"}`. Their keys are those of the configuration, nested
     ones dotted (`model.sequence_mixer.name`), and of the summary as logged (`valid/accuracy`).
 
@@ -114,9 +106,8 @@ def _row(run: WandbRun, keys: Mapping[str, str], study: str | None) -> dict[str,
     }
     logged = {**run.config, **run.summary}
     named, used = {}, set()
-    for ours, theirs in {**dict.fromkeys((*_KEYS, *keys), ())}.items():
-        candidates = [*([keys[ours]] if ours in keys else []), *_KEYS.get(ours, theirs)]
-        found = next((key for key in candidates if _is_value(ours, logged.get(key))), None)
+    for ours, theirs in {**_KEYS, **{ours: (key,) for ours, key in keys.items()}}.items():
+        found = next((key for key in theirs if _is_value(ours, logged.get(key))), None)
         if found:
             named[ours] = logged[found]
             used |= {found} if ours != "family" else set()

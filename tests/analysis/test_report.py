@@ -15,7 +15,7 @@ from analysis import report
 from analysis.figures import NotEnough
 from analysis.logs import curves
 
-EVIL = "<img src=x onerror=window.caught=1>"
+EVIL = "<img src=x onerror=window.caught=1><b>"  # plotly would show the first and obey the second
 WORSE = "</script><script>window.caught=1</script><!--<script>\"'&lt;"
 
 
