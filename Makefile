@@ -17,6 +17,9 @@ figures: .venv/ready ## draw STUDY (default: quick), from results/ if it is publ
 	$(if $(PUBLISHED),,$(BIN)/python -m $(ENTRY) +study=$(STUDY) runs=$(RUNS))
 	$(BIN)/python -m analysis figures $(PUBLISHED) $(RUNS) --study $(STUDY) --out figures/$(STUDY)
 
+report: .venv/ready ## what RUNS hold of STUDY as one HTML file, to explore without network: figures/STUDY/report.html
+	$(BIN)/python -m analysis report $(PUBLISHED) $(RUNS) --study $(STUDY) --out figures/$(STUDY)/report.html
+
 status: .venv/ready ## how far STUDY is: what is done, runs, waits, failed
 	$(BIN)/python -m sweeps status $(STUDY) --runs $(RUNS)
 
@@ -63,4 +66,4 @@ clean: ## remove the environment, caches and figures; run records stay
 	rm -rf .venv figures .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help figures bench docs status notebooks slurm-up slurm-down test lint setup lock clean
+.PHONY: help figures report bench docs status notebooks slurm-up slurm-down test lint setup lock clean

@@ -1,36 +1,44 @@
 """Architecture points: runs that differ only in learning rate and seed, taken together."""
 
 import json
+import math
 
+import pandas as pd
 from pandas import DataFrame, Series
 
 from analysis.labels import labels
+from analysis.quantities import check_numbers, direction
 
 LANGUAGE = "lm"
 DOCUMENTS = ("swde", "fda", "squad_completion", "lm_eval", "extraction")
 """The tasks that are running text, and documents, by `task.name`."""
 
 _RATE = "train.learning_rate"
-_STATE = ["state.bytes", "state.elements", "state.length", "state.dtype"]
+_STATE = ["state.bytes", "state.elements", "state.length", "state.dtype", "state.bits"]
+_COST = ["cost.seconds", "cost.peak_memory_bytes", "cost.parameters"]
 
 
-def points(runs: DataFrame) -> DataFrame:
+def points(runs: DataFrame, *, chosen_by: str = "validation_accuracy") -> DataFrame:
     """One row an architecture point, at its best learning rate, sorted by family and state.
 
     A point is every setting but `train.learning_rate` and `seed`. Its learning rate has the best
-    mean `validation_accuracy` over seeds, where a diverged seed counts as 0: chosen by validation,
-    reported on test. Of equal rates, and of rates without a validation accuracy, the smallest is
-    taken.
+    mean `chosen_by` over seeds, where a diverged seed counts as 0, or as infinite if less is
+    better: chosen by validation, reported on test. Of equal rates, and of rates without a
+    validation score, the smallest is taken.
 
     **Columns:** `family`; `label`, the settings in which the points of one family differ, as in
     "K=16 W=8"; `train.learning_rate`; over completed seeds `accuracy` and `validation_accuracy`
     (means, 0..1) and `accuracy_min`, `accuracy_max`, `accuracy_std` (sample standard deviation,
     NaN for one seed); `seeds`, the number completed, and `diverged`, the number diverged at that
-    rate; `state.bytes`, `state.elements`, `state.length`, `state.dtype`; then every other setting.
-    A point without a completed run stays, with NaN accuracy and 0 seeds.
+    rate; `state.bytes`, `state.elements`, `state.length`, `state.dtype`, `state.bits`; means over
+    completed seeds of `cost.seconds` (of training), `cost.peak_memory_bytes`, `cost.parameters` and
+    every other metric, such as a perplexity; then every other setting. A point without a completed
+    run stays, with NaN accuracy and 0 seeds.
+
+    **Raises** `ValueError` for a `chosen_by` that is not a validation metric of the runs.
     """
     runs = _with_point(runs)
-    tried = _at_best_rate(runs)
+    tried = _at_best_rate(runs, chosen_by)
     scores = (
         _completed(tried)
         .groupby("point")
@@ -42,22 +50,30 @@ def points(runs: DataFrame) -> DataFrame:
             accuracy_std=("accuracy", "std"),
             validation_accuracy=("validation_accuracy", "mean"),
             seeds=("identity", "size"),
+            **{name: (name, "mean") for name in [*_COST, *_metrics(runs)]},
         )
     )
     diverged = tried.loc[tried["status"] == "diverged"].groupby("point").size()
     of_point = runs.groupby("point")
+    settings = _architecture(runs)
     table = of_point[["family", "label"]].first().join([scores, DataFrame({"diverged": diverged})])
-    table = table.join(of_point[[*_STATE, *_architecture(runs)]].first())
+    table = table.join(of_point[[*_STATE, *settings]].first())
+    own = [name for name in table if name not in {*_STATE, *_COST, *_metrics(runs), *settings}]
+    table = table.loc[:, [*own, *_STATE, *_COST, *_metrics(runs), *settings]]
     table = table.fillna({"seeds": 0, "diverged": 0}).astype({"seeds": int, "diverged": int})
-    return table.sort_values(["family", "state.bytes", "label"], ignore_index=True)
+    return table.sort_values(by=["family", "state.bytes", "label"], ignore_index=True)
 
 
-def at_best_learning_rate(runs: DataFrame) -> DataFrame:
-    """The completed runs, one a seed, behind each row of `points`.
+def at_best_learning_rate(runs: DataFrame, *, chosen_by: str = "validation_accuracy") -> DataFrame:
+    """The completed runs, one a seed, behind each row of `points`: what the statistics over seeds start from.
 
-    Adds to their columns `point`, a number for each architecture point, and `label` as in `points`.
+    Adds to their columns `point`, a number for each architecture point, `label` as in `points`, and
+    `state.bits`. For slices, `by_slice` of this: one learning rate an architecture, chosen on validation
+    over all slices, and never by the slice that is reported.
+
+    **Raises** `ValueError` as `points` does.
     """
-    return _completed(_at_best_rate(_with_point(runs)))
+    return _completed(_at_best_rate(_with_point(runs), chosen_by))
 
 
 def synthetic(runs: DataFrame) -> DataFrame:
@@ -67,9 +83,10 @@ def synthetic(runs: DataFrame) -> DataFrame:
 
 def _with_point(runs: DataFrame) -> DataFrame:
     runs = _trained(runs)
-    expected = [_RATE, "seed", "accuracy", "validation_accuracy", *_STATE]
+    expected = [_RATE, "seed", "accuracy", "validation_accuracy", *_STATE, *_COST]
     runs = runs.reindex(columns=[*runs, *(name for name in expected if name not in runs)])
-    runs = runs.astype({_RATE: float, "accuracy": float, "validation_accuracy": float})
+    runs = runs.astype(dict.fromkeys([_RATE, "accuracy", "validation_accuracy", *_COST], float))
+    runs["state.bits"] = 8 * runs["state.bytes"].astype(float)
     settings = runs.loc[:, _architecture(runs)]
     hashable = (_hashable(column) for _, column in settings.items())
     varied = [column for column in hashable if column.nunique(dropna=False) > 1]
@@ -95,6 +112,13 @@ def _architecture(runs: DataFrame) -> list[str]:
     return [str(name) for name in dotted if name != _RATE]
 
 
+def _metrics(runs: DataFrame) -> list[str]:
+    """The other metrics: columns of numbers that are neither dotted nor named by `points`."""
+    known = {"seed", "point", "accuracy", "validation_accuracy"}
+    undotted = [str(name) for name in runs if "." not in str(name) and name not in known]
+    return [name for name in undotted if pd.api.types.is_float_dtype(runs[name])]
+
+
 def _hashable(column: Series) -> Series:
     return column.map(json.dumps) if column.dtype == object else column
 
@@ -103,11 +127,15 @@ def _completed(runs: DataFrame) -> DataFrame:
     return runs.loc[runs["status"] == "completed"]
 
 
-def _at_best_rate(runs: DataFrame) -> DataFrame:
+def _at_best_rate(runs: DataFrame, chosen_by: str) -> DataFrame:
     """The runs, diverged ones too, at the chosen rate of each point that has a completed run."""
+    if not chosen_by.startswith("validation_"):
+        raise ValueError(f"chosen_by is {chosen_by!r}, but a learning rate is chosen by a metric named validation_...")
+    check_numbers(runs, chosen_by)
+    more = direction(chosen_by, "more") == "more"
     completed = runs["status"] == "completed"
-    score = runs["validation_accuracy"].where(completed).mask(runs["status"] == "diverged", 0.0)
+    score = runs[chosen_by].where(completed).mask(runs["status"] == "diverged", 0.0 if more else math.inf)
     rates = runs.assign(score=score, completed=completed).groupby(["point", _RATE], dropna=False)
     rates = rates.agg({"score": "mean", "completed": "any"}).reset_index()
-    rates = rates.loc[rates["completed"]].sort_values(["score", _RATE], ascending=[False, True])
+    rates = rates.loc[rates["completed"]].sort_values(["score", _RATE], ascending=[not more, True])
     return runs.merge(rates.drop_duplicates("point")[["point", _RATE]], on=["point", _RATE])

@@ -120,7 +120,7 @@ def _read(path: Path, study: str | None) -> DataFrame:
     elif members is not None:
         files = [root / identity / "result.json" for identity in sorted(members)]
     else:
-        files = sorted(root.glob("*/result.json"))
+        files = sorted(root.glob("*/result.json"), key=str)
     rows = [_row(record) for record in _records(files)]
     if members is not None:
         rows = [{**row, "study": study} for row in rows if row["identity"] in members]

@@ -157,7 +157,9 @@ def _layers(weights: Weights, config: Mapping[str, Any], folder: Path) -> Iterat
 def _attention(i: int, key: Tensor, config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Full attention or, where the configuration says that of the layer, a window. `key` [G K, D]."""
     heads = _heads(config, folder)
-    fraction = config.get("rotary_emb_fraction", 0.0)
+    fraction = config.get("rotary_emb_fraction")
+    if not isinstance(fraction, int | float):  # without it, attention would be blind to order and nothing would say so
+        raise ValueError(f"{folder}: config.json does not say rotary_emb_fraction, the rotated part of each head")
     attention: dict[str, Any] = {"num_heads": heads, "use_rope": fraction > 0}
     if 0 < fraction < 1:
         attention["rope_fraction"] = fraction

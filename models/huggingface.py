@@ -43,7 +43,7 @@ class HuggingFaceModel(nn.Module):
 
         source: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
         try:
-            architecture = transformers.AutoConfig.from_pretrained(config.name, **source)
+            architecture = _architecture(config.name, **source)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise SettingError("name", config.name, f"it must be a folder or a hub model; {reason}") from None
@@ -61,6 +61,8 @@ class HuggingFaceModel(nn.Module):
     @property
     def mixer_names(self) -> list[str]:
         """One name a layer of the cache: the kind of state that transformers keeps for it."""
+        if self._of_fla:
+            return self.architecture.num_hidden_layers * [self.architecture.model_type]
         return [type(layer).__name__ for layer in self._cache().layers]
 
     @property
@@ -121,7 +123,16 @@ class HuggingFaceModel(nn.Module):
         head: Any = self.model.get_output_embeddings()
         return head(x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1])))
 
+    @property
+    def _of_fla(self) -> bool:
+        """Whether it is a model of flash-linear-attention, which has a cache of its own."""
+        return type(self.model).__module__.startswith("fla.")
+
     def _cache(self) -> Any:
+        if self._of_fla:
+            from fla.models.utils import Cache  # noqa: PLC0415
+
+            return Cache()
         from transformers import DynamicCache  # noqa: PLC0415
 
         return DynamicCache(config=self.architecture)
@@ -130,3 +141,17 @@ class HuggingFaceModel(nn.Module):
         return (
             "cache_params" if self.model.config.model_type.startswith(("mamba", "falcon_mamba")) else "past_key_values"
         )
+
+
+def _architecture(name: str, **source: Any) -> Any:
+    """The configuration of a model. Those of flash-linear-attention are known to transformers once it is imported."""
+    import transformers  # noqa: PLC0415
+
+    try:
+        return transformers.AutoConfig.from_pretrained(name, **source)
+    except ValueError:
+        if importlib.util.find_spec("fla") is None:
+            raise
+        import fla.models  # noqa: F401, PLC0415
+
+        return transformers.AutoConfig.from_pretrained(name, **source)

@@ -216,6 +216,8 @@ def resolve(config: Settings) -> Run:
     """
     require(config, REQUIRED)
     errors: list[SettingError] = []
+    if "data" in config:
+        errors.append(SettingError("data", config["data"].get("name"), "it goes with task=lm"))
     task = attempt(errors, "task", lambda: _build_task(config["task"]))
     train = attempt(errors, "train", lambda: check(TrainConfig, config["train"]))
     decode = attempt(errors, "decode", lambda: check(DecodeConfig, config.get("decode") or {}))

@@ -20,6 +20,9 @@ PERIOD = 0.5
 
 STYLES = {"completed": "green", "diverged": "yellow", "out_of_memory": "yellow", "failed": "red"}
 
+COUNTS = (("epoch", "epochs"), ("step", "steps"), ("done", "of"))
+"""What a line of a log counts, and of how many."""
+
 HEADLINES = {
     "accuracy": "accuracy {:.3f}",
     "perplexity": "perplexity {:.2f}",
@@ -108,7 +111,7 @@ def _share(directory: RunDirectory) -> float:
         last = json.loads(directory.log_path.read_text().splitlines()[-1])
     except (OSError, IndexError):
         return 0.0
-    done, of = ("epoch", "epochs") if "epoch" in last else ("step", "steps")
+    done, of = next(pair for pair in COUNTS if pair[1] in last)
     return min(last[done] / last[of], 0.99)
 
 

@@ -18,7 +18,7 @@ from recallbench.text.tokenizer import load_tokenizer
 
 @torch.no_grad()
 def evaluate(
-    run: Evaluation, device: torch.device, stop: StopRequest, tell: Callable[[int], None] = lambda done: None
+    run: Evaluation, device: torch.device, stop: StopRequest, tell: Callable[[int, int], None] = lambda done, of: None
 ) -> dict[str, Any]:
     """What the record says beside the settings.
 
@@ -36,11 +36,13 @@ def evaluate(
     if isinstance(task, ExtractionConfig):
         metrics, slices = extract(reader, run.documents[: task.limit], task.generate)
     else:
-        from recallbench.recall.harness import load_tasks, run_tasks  # noqa: PLC0415 - an extra, and slow to import
+        from recallbench.recall.harness import answer_as_published, load_tasks, run_tasks  # noqa: PLC0415 - an extra, and slow to import
 
         assert isinstance(task, HarnessConfig)
         fewshot = task.num_fewshot if isinstance(task, AnyHarnessConfig) else None
         tasks = load_tasks(task.harness_tasks, task.data_dir, run.tokenizer, task.context)
+        if not isinstance(task, AnyHarnessConfig):
+            answer_as_published(tasks)
         metrics, slices = run_tasks(reader, tasks, task.limit, fewshot)
     seconds = time.monotonic() - began
     return {

@@ -1,5 +1,6 @@
 """Carrying out evaluations: one after the other, each under a claim, and a record for each, also where it fails."""
 
+import time
 import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
@@ -17,6 +18,9 @@ from recallbench.memory import out_of_memory
 from recallbench.provenance import provenance
 from recallbench.recall.evaluate import evaluate
 from recallbench.recall.evaluation import Evaluation
+
+PERIOD = 0.5
+"""Seconds between two notes of how far an evaluation is."""
 
 
 def execute(runs: Sequence[Evaluation], execution: ExecutionConfig, stop: StopRequest) -> None:
@@ -39,11 +43,19 @@ def execute(runs: Sequence[Evaluation], execution: ExecutionConfig, stop: StopRe
 
 def _record(directory: WritableDirectory[Evaluation], execution: ExecutionConfig, stop: StopRequest) -> None:
     device = choose_device(execution.device)
+    told = 0.0
+
+    def tell(done: int, of: int) -> None:
+        nonlocal told
+        if time.monotonic() - told > PERIOD:
+            told = time.monotonic()
+            directory.write_log([{"done": done, "of": of}])
+
     status, reason = "completed", None
     with suppress(ClaimLost), open_logger(execution.logger, directory.run) as logger:
         try:
             with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-                measured = evaluate(directory.run, device, stop)
+                measured = evaluate(directory.run, device, stop, tell)
         except ClaimLost:
             raise
         except Exception as error:

@@ -12,8 +12,10 @@ from unittest.mock import patch
 import datasets
 import lm_eval
 import lm_eval.api.task
+import lm_eval.tasks
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
+from lm_eval.api.task import Task
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -22,10 +24,21 @@ from models.settings import SettingError
 from recallbench.recall.proportion import proportion
 from recallbench.recall.reader import Reader
 
+ROOT = Path(lm_eval.tasks.__file__).parent
+"""Where lm-eval keeps its tasks."""
+
 VERSION = importlib.metadata.version("lm_eval")
 
 CONTAINED = "contains"
 """The metric of SWDE, FDA and SQuAD-completion: whether the answer is contained in what was generated."""
+
+ANSWER = {"until": ["\n"], "max_gen_toks": 48}
+"""How the study of Based generates. The three tasks say so in their code; lm-eval 0.4.13 overrides it for
+squad_completion with its default of 256 tokens, up to an empty line.
+"""
+
+FEWSHOT_SEED = 1234
+"""lm-eval's own."""
 
 NAMES = ("task", "version")
 """What a slice says beside metrics."""
@@ -100,7 +113,7 @@ def check_tasks(tasks: tuple[str, ...], data_dir: str | None, tokenizer: str | N
 
     **Raises** `SettingError` for what is no task, group or tag of lm-eval, or has no data in `data_dir` or on the hub.
     """
-    known = set(_manager(tokenizer, context).all_tasks)
+    known = set(_manager(tasks).all_tasks)
     for task in tasks:
         if task not in known:
             expected = f"it must be a task, group or tag of lm-eval {VERSION}, which python -m lm_eval ls tasks lists"
@@ -108,39 +121,55 @@ def check_tasks(tasks: tuple[str, ...], data_dir: str | None, tokenizer: str | N
     load_tasks(tasks, data_dir, tokenizer, context)
 
 
-def load_tasks(
-    tasks: Sequence[str], data_dir: str | None, tokenizer: str | None, context: int
-) -> dict[str, lm_eval.api.task.Task]:
+def load_tasks(tasks: Sequence[str], data_dir: str | None, tokenizer: str | None, context: int) -> dict[str, Task]:
     """Tasks by name, groups and tags replaced by what is in them; `tokenizer`, `context`: for those that make texts.
 
     **Raises** `SettingError` where the data cannot be had.
     """
+    datasets.disable_progress_bars()
     for library in ("lm_eval", "lm-eval", "datasets"):
         logging.getLogger(library).setLevel(logging.ERROR)
     try:
+        manager = _manager(tasks)
+        assert manager.metadata is not None
+        manager.metadata.update({"tokenizer": tokenizer, "max_seq_lengths": [context]})  # pyright: ignore
         with _data_from(data_dir):
-            return _manager(tokenizer, context).load(list(tasks))["tasks"]
+            return manager.load(list(tasks))["tasks"]
     except Exception as error:  # of the hub, of a file, of a task's own code
         reason = str(error).strip().partition("\n")[0]
         expected = f"the data of {', '.join(tasks)} must be in it, or on the hub where it is null; {reason}"
         raise SettingError("data_dir", data_dir, expected) from None
 
 
+def _manager(tasks: Sequence[str]) -> TaskManager:
+    """An index with these tasks: one of all takes seconds to make, one of folders that are a task's own does not."""
+    own = tuple(sorted({ROOT / task for task in tasks}))
+    return _index(own if all((folder / f"{folder.name}.yaml").is_file() for folder in own) else (ROOT,))
+
+
 @functools.cache
-def _manager(tokenizer: str | None, context: int) -> TaskManager:
-    """An index of all tasks, which takes seconds to make; what tasks that make up their own texts want to know."""
-    metadata: dict[str, Any] = {"tokenizer": tokenizer, "max_seq_lengths": [context]}
-    return TaskManager(metadata=metadata)
+def _index(folders: tuple[Path, ...]) -> TaskManager:
+    metadata: Any = {"tokenizer": None, "max_seq_lengths": []}  # as `load_tasks` fills them in
+    return TaskManager(include_path=list(folders), include_defaults=False, metadata=metadata)
+
+
+def answer_as_published(tasks: Mapping[str, Task]) -> None:
+    """Have SWDE, FDA or SQuAD-completion generate what the study of Based does."""
+    for task in tasks.values():
+        task.set_config(key="generation_kwargs", value=dict(ANSWER))
 
 
 def run_tasks(
-    reader: Reader, tasks: Mapping[str, lm_eval.api.task.Task], limit: int | None, num_fewshot: int | None
+    reader: Reader, tasks: Mapping[str, Task], limit: int | None, num_fewshot: int | None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Metrics over all, and a slice for each task: its metrics, and with `contains` an accuracy and its interval."""
-    simple_evaluate: Any = lm_eval.simple_evaluate  # its decorator hides its type
-    results = simple_evaluate(
-        ReaderLM(reader), tasks=list(tasks.values()), limit=limit, num_fewshot=num_fewshot, bootstrap_iters=0
-    )
+    for task in tasks.values():
+        if num_fewshot is not None or task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=num_fewshot or 0)
+        task.set_fewshot_seed(FEWSHOT_SEED)
+    evaluate: Any = lm_eval.evaluate  # its decorator hides its type
+    loaded = {"tasks": dict(tasks), "groups": {}, "group_map": {}}
+    results = evaluate(ReaderLM(reader), loaded, limit=limit, bootstrap_iters=0, log_samples=True)
     slices = [_slice(name, results) for name in tasks]
     every = {f"{each['task']}/{name}": value for each in slices for name, value in each.items() if name not in NAMES}
     right = [sample for name in tasks for sample in _contained(results["samples"][name])]

@@ -22,7 +22,7 @@ class Reader:
     **Arguments:** `prefix`: tokens before every prompt, such as the start of a text; `context`: tokens that a prompt
     and what is generated may have together; a longer prompt loses its beginning; `read_twice`: a prompt stands twice
     before what is generated or scored (Arora et al. 2024, arXiv 2407.05483, section 3); `tell`: called with how many
-    prompts are done.
+    prompts are done, and of how many.
     """
 
     model: LanguageModel | HuggingFaceModel
@@ -32,7 +32,7 @@ class Reader:
     prefix: Sequence[int] = ()
     read_twice: bool = False
     stop: StopRequest | None = None
-    tell: Callable[[int], None] = lambda done: None
+    tell: Callable[[int, int], None] = lambda done, of: None
     tokens_read: int = field(default=0, init=False)
     tokens_generated: int = field(default=0, init=False)
 
@@ -69,7 +69,7 @@ class Reader:
             self.tokens_read += sum(len(read[row]) for row in rows)
             self.tokens_generated += sum(map(len, written))
             done += len(rows)
-            self.tell(done)
+            self.tell(done, len(prompts))
         return texts
 
     def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
@@ -85,7 +85,7 @@ class Reader:
                 scores[row] = scored
             self.tokens_read += sum(lengths[row] for row in rows)
             done += len(rows)
-            self.tell(done)
+            self.tell(done, len(pairs))
         return scores
 
     @property

@@ -159,6 +159,8 @@ def fetch(setting: str, name: str, revision: str | None) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
+    if folder.is_absolute() or name.startswith("."):
+        raise SettingError(setting, name, "there is no such folder")
     if importlib.util.find_spec("huggingface_hub") is None:
         raise SettingError(setting, name, "there is no such folder; the hub needs pip install 'recallbench[recall]'")
     import huggingface_hub  # noqa: PLC0415 - an extra

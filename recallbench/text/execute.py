@@ -98,7 +98,7 @@ def _measure(ended: Ended[LanguageRun], device: torch.device, members: int) -> d
             "peak_memory_bytes": peak_memory(device),
             "tokens_per_second": last["tokens_per_second"],
             "mfu": last["mfu"],
-            "flops_per_token": training_flops(run.model, run.task.sequence_length),
+            "flops_per_token": training_flops(model, run.task.sequence_length),
             "matmul_flops_per_second": matmul_rate(run.train, device),
         },
         "provenance": {**provenance(device, members), "ranks": ranks.size()},

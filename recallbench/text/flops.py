@@ -3,27 +3,32 @@
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import ModelConfig, build_model
-from models.huggingface import HuggingFaceConfig, HuggingFaceModel
+from models import LanguageModel
+from models.huggingface import HuggingFaceModel
 from models.mixers import ALL_MIXERS
 from recallbench.throughput.machine import rates
 from recallbench.train import Precise
 
 
-def training_flops(config: ModelConfig | HuggingFaceConfig, length: int) -> float | None:
+def training_flops(model: LanguageModel | HuggingFaceModel, length: int) -> float | None:
     """Operations a token of a forward and a backward pass over sequences of so many tokens; None where not countable.
 
-    Those of matrix products and attention in the plain PyTorch form, as torch's counter counts them on tensors without
-    values: masked scores count, elementwise scans and Fourier transforms do not, nothing counts twice that is computed
-    again. A backward pass has two products for each of the forward pass.
+    Those of matrix products and attention in the plain PyTorch form, as torch's counter counts them: masked scores
+    count, elementwise scans and Fourier transforms do not, and nothing counts twice that is computed again. A backward
+    pass has two products for each of the forward pass.
     """
-    if isinstance(config, ModelConfig) and any(ALL_MIXERS[name].needs_gpu for name in config.mixer_names):
+    counter = FlopCounterMode(display=False)
+    if isinstance(model, HuggingFaceModel):  # which looks at values
+        with torch.no_grad(), counter:
+            model(torch.zeros(1, length, dtype=torch.int64, device=next(model.parameters()).device))
+    elif any(ALL_MIXERS[name].needs_gpu for name in model.mixer_names):
         return None
-    with torch.device("meta"), torch.no_grad():
-        model = build_model(config)
-        tokens = torch.zeros(1, length, dtype=torch.int64)
-        with FlopCounterMode(display=False) as counter:
-            model(tokens) if isinstance(model, HuggingFaceModel) else model.prefill(tokens, model.init_state(1))
+    else:
+        with torch.device("meta"), torch.no_grad():
+            plain = LanguageModel(model.config)
+            tokens = torch.zeros(1, length, dtype=torch.int64)
+            with counter:
+                plain.prefill(tokens, plain.init_state(1))
     return 3 * counter.get_total_flops() / length
 
 

@@ -39,7 +39,7 @@ class LanguageTask(BaseModel):
     """To tell the next token of running text, in windows of `sequence_length` of it.
 
     `validations`: so many times in training, evenly spread, on `validation_sequences` windows; at the end on
-    `test_sequences` of them, null for all. `frequent_bigrams`: one that training holds more often is frequent, and
+    `test_sequences`, evenly spread, null for all. `frequent_bigrams`: one that training holds more often is frequent, and
     none to recall. `seed`: of the order of the windows.
     """
 
@@ -49,7 +49,7 @@ class LanguageTask(BaseModel):
     sequence_length: PositiveInt = 2048
     validations: PositiveInt = 20
     validation_sequences: PositiveInt = 64
-    test_sequences: PositiveInt | None = None
+    test_sequences: PositiveInt | None = 1024
     frequent_bigrams: NonNegativeInt = 1250
     seed: NonNegativeInt = 0
 

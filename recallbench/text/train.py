@@ -58,7 +58,7 @@ class LanguageTraining:
         self.stream, self.validation = self.first.corpus.train, self.first.corpus.validation
         self.order = Order(self.stream.windows(self.task.sequence_length), self.train.batch_size, self.task.seed)
         self.frequent = self.first.corpus.frequent_bigrams(self.task.frequent_bigrams).to(device)
-        self.flops = training_flops(self.first.model, self.task.sequence_length)  # of a token
+        self.flops = training_flops(self.model, self.task.sequence_length)  # of a token
         self.peak = ranks.size() * matmul_rate(self.train, device)
 
     @property

@@ -49,6 +49,16 @@ def test_a_figure_that_the_runs_do_not_support_is_left_out(record, write, tmp_pa
     assert (tmp_path / "figures" / "recall_by_state.pdf").exists()
 
 
+def test_a_report_of_a_study(record, write, tmp_path):
+    root = write([record(), record(study="other")])
+    done = call("report", root, "--study", "other", "--out", tmp_path / "new" / "report.html")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "<h1>other</h1>" in (tmp_path / "new" / "report.html").read_text()
+    write([record("mamba", status="failed", study="untrained")])
+    done = call("report", root, "--study", "untrained", "--out", tmp_path / "report.html")
+    assert (done.returncode, done.stderr) == (2, "no run is completed\n")
+
+
 def test_no_records_and_broken_records_are_one_sentence(record, write, tmp_path):
     done = call("figures", tmp_path / "nowhere", "--out", tmp_path)
     assert done.returncode == 2

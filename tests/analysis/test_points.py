@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from analysis import at_best_learning_rate, load, points
+from analysis import at_best_learning_rate, by_slice, load, points
 
 
 def test_the_learning_rate_is_chosen_by_validation_and_reported_on_test(record, write):
@@ -93,3 +93,27 @@ def test_labels_reach_into_layers(record, write):
     for run, width in zip(runs, (4, 8), strict=True):
         run["config"]["model.layers"][1]["window_size"] = width
     assert set(points(load(write(runs)))["label"]) == {"W=4", "W=8"}
+
+
+def test_the_learning_rate_is_never_chosen_by_what_is_scored(record, write):
+    """Not even by the slice that is reported: one rate an architecture, by validation over all slices."""
+    runs = [
+        record(accuracy=0.9, validation=0.5, learning_rate=1e-3, slices={4: 1.0, 64: 0.9}),
+        record(accuracy=0.6, validation=0.7, learning_rate=3e-3, slices={4: 0.9, 64: 0.3}),
+    ]
+    runs = load(write(runs))
+    assert by_slice(at_best_learning_rate(runs))["accuracy"].tolist() == [0.9, 0.3]
+    with pytest.raises(ValueError, match="chosen_by is 'accuracy'"):
+        points(runs, chosen_by="accuracy")
+    with pytest.raises(ValueError, match="'validation_perplexity' is not there"):
+        points(runs, chosen_by="validation_perplexity")
+
+
+def test_a_loss_chooses_the_rate_with_less(record, write):
+    runs = [record(learning_rate=rate) for rate in (1e-3, 3e-3, 1e-2)]
+    for run, loss in zip(runs, (2.0, 1.0, 0.5), strict=True):
+        run["metrics"] |= {"validation_loss": loss, "ar_perplexity": math.exp(loss)}
+    diverged = record(learning_rate=1e-2, seed=1, status="diverged")
+    (row,) = points(load(write([*runs, diverged])), chosen_by="validation_loss").to_dict("records")
+    assert (row["train.learning_rate"], row["ar_perplexity"]) == (3e-3, pytest.approx(math.e))
+    assert (row["state.bits"], row["cost.seconds"]) == (8 * row["state.bytes"], 12.5)

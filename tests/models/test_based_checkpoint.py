@@ -201,6 +201,12 @@ def test_what_does_not_match_is_refused(tmp_path):
             load_released(write(tmp_path, weights, config))
 
 
+def test_attention_whose_positions_are_unknown_is_refused(tmp_path):
+    config = {key: value for key, value in ATTENTION.items() if key != "rotary_emb_fraction"}
+    with pytest.raises(ValueError, match="does not say rotary_emb_fraction"):
+        load_released(write(tmp_path, release(["attention"]), config))
+
+
 def test_nothing_in_a_checkpoint_is_executed(tmp_path):
     class Trap:
         def __reduce__(self):

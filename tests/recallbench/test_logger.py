@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from pandas.testing import assert_frame_equal
 from wandb.proto.wandb_internal_pb2 import Record
 
+import analysis
 import recallbench
 
 BLOCK, WHOLE, LAST = 32768, 1, 4
@@ -86,6 +88,11 @@ def test_wandb_without_a_login_writes_offline(without_login, tiny, carry_out, ou
         assert summary["metrics.accuracy"] == record["metrics"]["accuracy"]
         assert summary["state.bytes"] == record["state"]["bytes"]
         assert summary["status"] == "completed"
+    loaded = analysis.load(tmp_path / "runs").set_index("identity").sort_index()
+    imported = analysis.from_wandb(tmp_path / "wandb").set_index("identity").sort_index()
+    only_recorded = ["study", "state.layers", "cost.peak_memory_bytes"]
+    same = [name for name in loaded if not name.startswith("provenance.") and name not in only_recorded]
+    assert_frame_equal(imported[same], loaded[same], check_dtype=False)
 
 
 def test_a_mode_of_wandbs_own_is_respected(without_login, tiny, tmp_path):
