@@ -81,6 +81,12 @@ def synthetic(runs: DataFrame) -> DataFrame:
     return runs.loc[~runs["task.name"].isin([LANGUAGE, *DOCUMENTS])] if "task.name" in runs else runs
 
 
+def as_trained(runs: DataFrame) -> DataFrame:
+    """Of `synthetic` runs those that were evaluated in parallel form, not again with the state in another dtype."""
+    runs = synthetic(runs)
+    return runs.loc[runs["decode.state_dtype"].isna()] if "decode.state_dtype" in runs else runs
+
+
 def _with_point(runs: DataFrame) -> DataFrame:
     runs = _trained(runs)
     expected = [_RATE, "seed", "accuracy", "validation_accuracy", *_STATE, *_COST]

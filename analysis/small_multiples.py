@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter
 from pandas import DataFrame
 
-from analysis.architectures import at_best_learning_rate
+from analysis.architectures import as_trained, at_best_learning_rate
 from analysis.figures import NotEnough
 from analysis.labels import typeset
 from analysis.placement import label_ends, line_height, text_size
@@ -35,7 +35,7 @@ def accuracy_by(runs: DataFrame, axis: str) -> DataFrame:
     **Columns:** `family`, `state.bytes`, `label`, `axis`; `accuracy` (mean over seeds, and over slices of equal value,
     0..1), `accuracy_min` and `accuracy_max` over seeds; `seeds`. **Raises** `NotEnough` where no slice has it.
     """
-    slices = by_slice(at_best_learning_rate(runs))
+    slices = by_slice(at_best_learning_rate(as_trained(runs)))
     if axis not in slices or slices[[axis, "accuracy"]].dropna().empty:
         raise NotEnough(f"no completed run has slices by {axis}")
     return over_seeds(slices.dropna(subset=axis), axis)
@@ -141,18 +141,18 @@ def _lines(drawn: DataFrame) -> list[DataFrame]:
 
 
 def _draw_family(axes: Axes, style: Look, lines: list[DataFrame]) -> None:
-    shades = _shades(style.color, len(lines))
-    for line, shade in zip(lines, shades, strict=True):
+    tones = shades(style.color, len(lines))
+    for line, shade in zip(lines, tones, strict=True):
         x = line["x"]
         band = {"color": shade, "alpha": 0.2, "linewidth": 0}
         axes.fill_between(x, line["accuracy_min"], line["accuracy_max"], **band)
         marker = {"marker": style.marker, "markersize": 0.6 * style.size, "markeredgewidth": 0}
         axes.plot(x, line["accuracy"], color=shade, **marker)
     ends = np.array([line[["x", "accuracy"]].iloc[-1] for line in lines], float)
-    label_ends(axes, ends, [typeset(line["label"].iloc[0]) for line in lines], shades)
+    label_ends(axes, ends, [typeset(line["label"].iloc[0]) for line in lines], tones)
 
 
-def _shades(color: str, count: int) -> list[str]:
+def shades(color: str, count: int) -> list[str]:
     """From the color a third of the way to white, through the color itself, to a darker one."""
     middle = np.array(to_rgb(color))
     if count == 1:

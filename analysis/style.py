@@ -143,16 +143,22 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def bytes_axis(axes: Axes, counts: Series) -> None:
-    """Make x logarithmic around these byte counts, with readable ticks at powers of two."""
-    low, high = counts.min() / 1.6, counts.max() * 2.2  # labels take their room on the right
-    axes.set_xscale("log", base=2)
-    axes.set_xlim(low, high)
-    powers = range(math.ceil(math.log2(low)), math.floor(math.log2(1.6 * counts.max())) + 1)
+    """Make x logarithmic around these byte counts; labels take their room on the right."""
+    bytes_scale(axes.xaxis, counts, room=1.375)
+
+
+def bytes_scale(axis: Axis, counts: Series, *, room: float = 1.0) -> None:
+    """Make an axis logarithmic around byte counts, with readable ticks at powers of two; `room` as in `count_axis`."""
+    low, high = counts.min() / 1.6, counts.max() * 1.6
+    name = axis.axis_name
+    getattr(axis.axes, f"set_{name}scale")("log", base=2)
+    axis.axes.set(**{f"{name}lim": (low, high * room)})
+    powers = range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)
     every = math.ceil(len(powers) / 5)
-    axes.xaxis.set_major_locator(FixedLocator([2.0**p for p in powers if p % every == 0]))
-    axes.xaxis.set_minor_locator(FixedLocator([2.0**p for p in powers if p % every]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: readable_bytes(count)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_major_locator(FixedLocator([2.0**p for p in powers if p % every == 0]))
+    axis.set_minor_locator(FixedLocator([2.0**p for p in powers if p % every]))
+    axis.set_major_formatter(FuncFormatter(lambda count, _: readable_bytes(count)))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def count_axis(axis: Axis, counts: Series, *, room: float = 1.0) -> None:

@@ -7,7 +7,7 @@ dtype.
 from matplotlib.figure import Figure
 from pandas import DataFrame
 
-from analysis.architectures import at_best_learning_rate
+from analysis.architectures import at_best_learning_rate, synthetic
 from analysis.figures import NotEnough
 from analysis.small_multiples import over_seeds, small_multiples
 from analysis.style import print_style
@@ -28,7 +28,7 @@ def table(runs: DataFrame) -> DataFrame:
     `state.bytes` is that of the widest dtype, so that a point keeps its place along its line. The learning rate of a
     dtype is chosen by validation in that dtype.
     """
-    chosen = at_best_learning_rate(runs)
+    chosen = at_best_learning_rate(synthetic(runs))
     known = chosen.dropna(subset=["accuracy", "state.dtype"]).copy()
     if known["state.dtype"].nunique() < 2:
         raise NotEnough("no two runs kept their state in different dtypes")
@@ -46,8 +46,10 @@ def table(runs: DataFrame) -> DataFrame:
     bits = known.groupby([*point, "state.dtype"], as_index=False).agg(**{"state.bits": ("bits", "first")})
     found = found.merge(bits, on=[*point, "state.dtype"])
     rank = found["state.dtype"].map(list(_NAMES).index)
-    return found.assign(rank=rank).sort_values([*point[:1], "state.bytes", "label", "rank"], ignore_index=True).drop(
-        columns="rank"
+    return (
+        found.assign(rank=rank)
+        .sort_values([*point[:1], "state.bytes", "label", "rank"], ignore_index=True)
+        .drop(columns="rank")
     )
 
 

@@ -7,7 +7,7 @@ seeds. The mixer is that whose feature map was varied most.
 from matplotlib.figure import Figure
 from pandas import DataFrame
 
-from analysis.architectures import points, synthetic
+from analysis.architectures import as_trained, points
 from analysis.figures import NotEnough
 from analysis.scatter import marker, stacked, state_title
 from analysis.style import Look, accuracy_axis, bytes_axis, look, print_style
@@ -29,7 +29,7 @@ _LIKE = {
 
 def table(runs: DataFrame) -> DataFrame:
     """One row a point: `family`, `feature_map`, `label` and the scores and state of `analysis.points`."""
-    found = points(synthetic(runs))
+    found = points(as_trained(runs))
     if "mixer.feature_map" not in found or found["accuracy"].isna().all():
         raise NotEnough("no completed run has a feature map")
     found = found.dropna(subset=["mixer.feature_map", "accuracy", "state.bytes"])

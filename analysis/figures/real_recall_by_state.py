@@ -24,7 +24,9 @@ def table(runs: DataFrame) -> DataFrame:
     if "task.name" not in runs or not runs["task.name"].isin(DOCUMENTS).any():
         raise NotEnough("no run is an evaluation on documents")
     evaluated = _validated(runs).drop(columns="model.run", errors="ignore")
-    scored = evaluated.loc[(evaluated["status"] == "completed") & evaluated.get("accuracy", pd.Series(dtype=float)).notna()]
+    scored = evaluated.loc[
+        (evaluated["status"] == "completed") & evaluated.get("accuracy", pd.Series(dtype=float)).notna()
+    ]
     if scored["state.bytes"].isna().all():
         raise NotEnough("no evaluation on documents has completed with both an accuracy and a measured state")
     if scored["state.length"].nunique() > 1:

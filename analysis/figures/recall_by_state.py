@@ -1,18 +1,25 @@
-"""Recall accuracy against the bytes of state a sequence costs, and the Pareto frontier.
+"""Recall accuracy against the bytes of state a sequence costs, the Pareto frontier, and the bound of docs/theory.md.
 
 Based (Arora et al. 2024), Figure 2. A marker an architecture point, at the learning rate that validation chose; error
 bars span seeds.
 """
 
+from typing import Any
+
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from pandas import DataFrame
+from pandas import DataFrame, Series
 
-from analysis.architectures import points, synthetic
+from analysis.architectures import as_trained, points, synthetic
 from analysis.figures import NotEnough
+from analysis.geometry import Floats
 from analysis.pareto import frontier
 from analysis.scatter import FRONTIER, looks, scatter, stacked, state_title, steps
-from analysis.style import accuracy_axis, bytes_axis, print_style
+from analysis.style import FAINT_INK, accuracy_axis, bytes_axis, print_style
+from analysis.theory import study_bound
+
+_BOUND: dict[str, Any] = {"color": FAINT_INK, "linewidth": 0.9, "linestyle": (0, (1, 1))}
 
 
 def table(runs: DataFrame) -> DataFrame:
@@ -26,17 +33,37 @@ def table(runs: DataFrame) -> DataFrame:
     return columns.assign(frontier=frontier(found))
 
 
+def _bound(runs: DataFrame, most: float) -> Floats:
+    """The accuracy that no recurrent model exceeds, by bytes of state up to `most`, [m, 2]; none but for MQAR.
+
+    From half of what it takes to be right half of the time, up to where it reaches 1 and says no more.
+    """
+    try:
+        sizes = np.geomspace(1, most, 200)
+        bound = study_bound(as_trained(runs), 8 * sizes)
+    except (KeyError, ValueError):
+        return np.empty((0, 2))
+    half, whole = (min(int(np.searchsorted(bound, level)), len(sizes) - 1) for level in (0.5, 1))
+    shown = (sizes >= sizes[half] / 2) & (sizes <= sizes[whole])
+    return np.column_stack([sizes, bound])[shown]
+
+
 @print_style()
 def draw(runs: DataFrame) -> Figure:
     """Draw the figure; where labels would collide, the frontier's are kept."""
     drawn = table(runs).dropna(subset=["accuracy", "state.bytes"])
     drawn = drawn.sort_values(["frontier", "accuracy"], ascending=False)
-    figure, (axes,) = stacked(looks(drawn), others=[Line2D([], [], **FRONTIER, label="Pareto frontier")])
+    bound = _bound(runs, drawn["state.bytes"].max())
+    others = [Line2D([], [], **FRONTIER, label="Pareto frontier")]
+    others += [Line2D([], [], **_BOUND, label="recurrent bound")] if len(bound) else []
+    figure, (axes,) = stacked(looks(drawn), others=others)
     axes.set_xlabel(state_title(drawn))
     axes.set_ylabel("recall accuracy")
     accuracy_axis(axes)
-    bytes_axis(axes, drawn.loc[:, "state.bytes"])
+    bytes_axis(axes, Series([*drawn["state.bytes"], *bound[:1, 0]]))
+    if len(bound):
+        axes.plot(*bound.T, **_BOUND, zorder=1.4)
     corners = steps(drawn.loc[drawn["frontier"]], axes.get_xlim()[1])
     axes.plot(*corners.T, **FRONTIER, zorder=1.5)
-    scatter(axes, drawn, "state.bytes", "accuracy", lines=[corners])
+    scatter(axes, drawn, "state.bytes", "accuracy", lines=[corners, *([bound] if len(bound) else [])])
     return figure

@@ -6,7 +6,7 @@ A marker an architecture point, at the learning rate that validation chose; erro
 from matplotlib.figure import Figure
 from pandas import DataFrame
 
-from analysis.architectures import at_best_learning_rate, points, synthetic
+from analysis.architectures import as_trained, at_best_learning_rate, points
 from analysis.figures import NotEnough
 from analysis.scatter import looks, scatter, stacked
 from analysis.style import accuracy_axis, count_axis, print_style
@@ -18,7 +18,7 @@ def table(runs: DataFrame) -> DataFrame:
     **Columns:** besides those, `seconds` (of the process, divided by the members that it trained together), `tokens` and
     `device` (empty where there were several).
     """
-    runs = synthetic(runs)
+    runs = as_trained(runs)
     found = points(runs).dropna(subset=["accuracy"])
     chosen = at_best_learning_rate(runs)
     if found.empty or "cost.tokens" not in chosen or chosen["cost.tokens"].isna().all():
