@@ -17,7 +17,7 @@ from analysis.style import COLUMN_WIDTH, axes_at, bytes_scale, column_figure, co
 
 _LEFT, _BOTTOM, _TITLE, _GAP, _BESIDE, _LEAST_HEIGHT, _APART = 0.56, 0.4, 0.2, 0.1, 0.12, 1.3, 0.06
 _BYTES = 0.14
-"""Margins, room above a panel for its title and for none, room beside the labels, inches; between names of ticks; and what names in bytes take besides."""
+"""Inches: margins, room above a panel for its title or none, room beside labels, between ticks; names in bytes."""
 
 DASHES = (0, (3, 2))
 
@@ -32,7 +32,7 @@ def ended_lines(
     handles: Sequence[Line2D] = (),
     in_bytes: bool = False,
 ) -> Figure:
-    """A figure with a panel for each title and rows, which have `family`, `label` and `line`, `x` and `y` in order of x.
+    """A figure with a panel for each title and rows: columns `family`, `label` and `line`, `x` and `y`, in order of x.
 
     A line is coloured by its family and named by family and label at its end; `dashed` is another column drawn beside
     `y`. `titles` are those of the axes, x and y. Both are logarithmic, y in bytes where so.
@@ -49,7 +49,7 @@ def ended_lines(
     bottom, width = _BOTTOM, COLUMN_WIDTH - left - side
     ticks = sorted({value for rows in panels.values() for value in rows[x]})
     widest = max(text_size(figure, f"{value:.0f}")[0] for value in ticks)
-    for number, (title, rows) in enumerate(reversed(panels.items())):
+    for number, (title, rows) in enumerate(reversed(list(panels.items()))):
         axes = axes_at(figure, left, bottom, width, heights[-1 - number])
         bottom += heights[-1 - number] + above[-1 - number]
         axes.set_title(title)

@@ -20,7 +20,9 @@ _LEFT, _RIGHT, _BOTTOM, _HEIGHT, _GAP, _TITLE = 0.42, 0.08, 0.4, 2.2, 0.1, 0.26
 FRONTIER: dict[str, Any] = {"color": FAINT_INK, "linewidth": 0.9}
 
 
-def stacked(looks: Iterable[Look], titles: Sequence[str] = ("",), others: Sequence[Line2D] = ()) -> tuple[Figure, Any]:
+def stacked(
+    looks: Iterable[Look], titles: Sequence[str] = ("",), others: Sequence[Line2D] = ()
+) -> tuple[Figure, list[Axes]]:
     """A figure with a legend of the looks, and of other lines, above a panel for each title; the panels share x."""
     height = _HEIGHT if len(titles) == 1 else 0.75 * _HEIGHT
     each = height + (_TITLE if any(titles) else 0)
@@ -39,8 +41,8 @@ def stacked(looks: Iterable[Look], titles: Sequence[str] = ("",), others: Sequen
 def scatter(axes: Axes, drawn: DataFrame, x: str, y: str, *, lines: Sequence[Floats] = ()) -> None:
     """Draw and label points, the most important first: where labels would collide, the last are left out.
 
-    `drawn` has the columns `family`, `label` and `seeds`, `x` and `y`, and `<y>_min` and `<y>_max` over seeds. Labels keep
-    clear of `lines` [m, 2] too. The limits of the axes must be final.
+    `drawn` has the columns `family`, `label` and `seeds`, `x` and `y`, and `<y>_min` and `<y>_max` over seeds. Labels
+    keep clear of `lines` [m, 2] too. The limits of the axes must be final.
     """
     # Where markers meet, those of the smaller family stay in sight.
     for family, rows in sorted(drawn.groupby("family"), key=lambda group: -len(group[1])):

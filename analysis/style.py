@@ -1,8 +1,8 @@
 """The print style that all figures share: one column of a two-column paper.
 
-One colour and marker for each family, everywhere and always. Colours are those of Okabe and Ito
-(2008) and of Paul Tol's muted scheme, which readers with colour vision deficiency tell apart; the
-marker says it again, in grayscale too.
+One colour and marker for each family, everywhere and always. Six colours are those of Okabe and Ito (2008); the
+others were sought so that no two of the fifteen come near each other for readers without red or green cones either
+(`tests/analysis/test_style.py` says how near). The marker says it again, in grayscale too.
 """
 
 import math
@@ -89,17 +89,17 @@ _LOOKS = {
     "sliding_window": Look("sliding window", "#56B4E9", "s"),
     "linear_attention": Look("linear attention", "#E69F00", "^"),
     "based": Look("Based", "#D55E00", "o"),
-    "short_conv": Look("short convolution", "#888888", (4, 1, 0)),
-    "long_conv": Look("long convolution", "#999933", (4, 1, 45)),
+    "short_conv": Look("short convolution", "#B52110", (4, 1, 0)),
+    "long_conv": Look("long convolution", "#621B0E", (4, 1, 45)),
     "hyena": Look("Hyena", "#009E73", "D"),
-    "h3": Look("H3", "#117733", "d"),
+    "h3": Look("H3", "#0D15EC", "d"),
     "mamba": Look("Mamba", "#0072B2", "v"),
-    "mamba2": Look("Mamba-2", "#332288", "P"),
-    "retnet": Look("RetNet", "#CC79A7", "X"),
-    "gla": Look("GLA", "#882255", "p"),
-    "deltanet": Look("DeltaNet", "#88CCEE", "<"),
-    "gated_deltanet": Look("Gated DeltaNet", "#44AA99", ">"),
-    "rwkv7": Look("RWKV-7", "#AA4499", "h"),
+    "mamba2": Look("Mamba-2", "#17109E", "P"),
+    "retnet": Look("RetNet", "#78DAF4", "X"),
+    "gla": Look("GLA", "#571859", "p"),
+    "deltanet": Look("DeltaNet", "#3ECC95", "<"),
+    "gated_deltanet": Look("Gated DeltaNet", "#386663", ">"),
+    "rwkv7": Look("RWKV-7", "#6585F8", "h"),
 }
 _OTHER_COLORS = ["#CC6677", "#0072B2", "#117733", "#AA4499", "#661100", "#6699CC", "#999933"]
 _OTHER_MARKERS: list[Marker] = ["8", (3, 1, 0), (6, 1, 0), (8, 1, 0), (5, 1, 180)]
@@ -150,9 +150,7 @@ def bytes_axis(axes: Axes, counts: Series) -> None:
 def bytes_scale(axis: Axis, counts: Series, *, room: float = 1.0) -> None:
     """Make an axis logarithmic around byte counts, with readable ticks at powers of two; `room` as in `count_axis`."""
     low, high = counts.min() / 1.6, counts.max() * 1.6
-    name = axis.axis_name
-    getattr(axis.axes, f"set_{name}scale")("log", base=2)
-    axis.axes.set(**{f"{name}lim": (low, high * room)})
+    _logarithmic(axis, 2, low, high * room)
     powers = range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)
     every = math.ceil(len(powers) / 5)
     axis.set_major_locator(FixedLocator([2.0**p for p in powers if p % every == 0]))
@@ -162,18 +160,38 @@ def bytes_scale(axis: Axis, counts: Series, *, room: float = 1.0) -> None:
 
 
 def count_axis(axis: Axis, counts: Series, *, room: float = 1.0) -> None:
-    """Make an axis logarithmic around counts, with ticks as in 20k; `room` for labels beyond the largest, as a factor."""
-    low, high = counts.min(), counts.max()
+    """Make an axis logarithmic around counts, with ticks as in 20k.
+
+    `room`, a factor, is for labels beyond the largest.
+    """
+    low, high = float(counts.min()), float(counts.max())
     margin = 1.15 * (high / low) ** 0.04
-    axis.axes.set(**{f"{axis.axis_name}scale": "log", f"{axis.axis_name}lim": (low / margin, high * margin * room)})
-    decades = math.log10(high * margin * room * margin / low)
-    steps = (1,) if decades > 2.5 else (1, 3) if decades > 1.6 else (1, 2, 5) if decades > 0.5 else range(1, 10)
-    if decades < 0.15:
-        axis.set_major_locator(MaxNLocator(3))
-    else:
-        axis.set_major_locator(LogLocator(subs=steps))
+    _logarithmic(axis, 10, low / margin, high * margin * room)
+    axis.set_major_locator(FixedLocator(_counts(low / margin, high * margin * room)))
+    axis.set_minor_locator(LogLocator(subs=range(1, 10)))
     axis.set_major_formatter(EngFormatter(sep="", places=None))
     axis.set_minor_formatter(NullFormatter())
+
+
+def _counts(low: float, high: float) -> list[float]:
+    """Round numbers in a range: three at the least, of as few digits as that takes."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+    for steps in ((1,), (1, 3), (1, 2, 5), range(1, 10)):
+        found = [step * 10.0**power for power in powers for step in steps]
+        found = [value for value in found if low <= value <= high]
+        if len(found) >= 3:
+            return found
+    return [value for value in MaxNLocator(3).tick_values(low, high) if low <= value <= high]
+
+
+def _logarithmic(axis: Axis, base: int, low: float, high: float) -> None:
+    axes = axis.axes
+    if axis is axes.xaxis:
+        axes.set_xscale("log", base=base)
+        axes.set_xlim(low, high)
+    else:
+        axes.set_yscale("log", base=base)
+        axes.set_ylim(low, high)
 
 
 def accuracy_axis(axes: Axes) -> None:

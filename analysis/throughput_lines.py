@@ -43,7 +43,7 @@ def speeds_by(runs: DataFrame, axis: str) -> DataFrame:
         found = found.loc[found["throughput.batch_size"] != "largest"]
     key = found[settings].apply(as_text, axis=1) if len(found) else Series(dtype=str)
     found = found.assign(line=key.groupby(key).ngroup())
-    found = found.loc[found.groupby("line")[axis].transform("nunique") > 1]
+    found = found.loc[found.groupby("line")[axis].transform("nunique").gt(1)]
     if found.empty:
         raise NotEnough(f"no architecture was timed at two values of {asked}, all else equal")
     one_each = found.drop_duplicates("line").set_index("line")
@@ -70,7 +70,7 @@ def speed_lines(drawn: DataFrame, axis: str, title: str) -> Figure:
         Line2D([], [], color=FAINT_INK, label="measured"),
         Line2D([], [], color=FAINT_INK, linewidth=0.7, linestyle=DASHES, label="roofline"),
     ]
-    panels = {kind: drawn.loc[drawn["kind"] == kind] for kind in KINDS if (drawn["kind"] == kind).any()}
+    panels = {kind: drawn.loc[drawn["kind"] == kind] for kind in KINDS if kind in set(drawn["kind"])}
     titles = (title, "tokens per second")
     return ended_lines(panels, axis, "tokens_per_second", titles, dashed="floor_tokens_per_second", handles=handles)
 

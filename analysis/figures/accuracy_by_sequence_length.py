@@ -15,7 +15,7 @@ from analysis.style import print_style
 def table(runs: DataFrame) -> DataFrame:
     """Accuracy by `sequence_length`, with the columns of `accuracy_by`."""
     found = accuracy_by(runs, "sequence_length")
-    if found["sequence_length"].nunique() < 2:
+    if len(set(found["sequence_length"])) < 2:
         raise NotEnough(f"all slices have the same sequence length, {found['sequence_length'].iloc[0]:.0f}")
     return found
 

@@ -30,7 +30,7 @@ def table(runs: DataFrame) -> DataFrame:
     """
     chosen = at_best_learning_rate(synthetic(runs))
     known = chosen.dropna(subset=["accuracy", "state.dtype"]).copy()
-    if known["state.dtype"].nunique() < 2:
+    if len(set(known["state.dtype"])) < 2:
         raise NotEnough("no two runs kept their state in different dtypes")
     if unknown := set(known["state.dtype"]) - set(_NAMES):
         raise NotEnough(f"the state dtype {min(unknown)} has no place on the axis")
@@ -38,8 +38,7 @@ def table(runs: DataFrame) -> DataFrame:
     known["bits"] = 8 * known["state.bytes"]
     point = ["family", "label"]
     known["state.bytes"] = known.groupby(point)["state.bytes"].transform("max")
-    several = known.groupby(point)["state.dtype"].transform("nunique") > 1
-    known = known.loc[several]
+    known = known.loc[known.groupby(point)["state.dtype"].transform("nunique").gt(1)]
     if known.empty:
         raise NotEnough("no architecture was decoded with its state in two dtypes")
     found = over_seeds(known, "state.dtype")
@@ -57,7 +56,7 @@ def table(runs: DataFrame) -> DataFrame:
 def draw(runs: DataFrame) -> Figure:
     """Draw the figure."""
     drawn = table(runs)
-    names = {dtype: name for dtype, name in _NAMES.items() if (drawn["state.dtype"] == dtype).any()}
+    names = {dtype: name for dtype, name in _NAMES.items() if dtype in set(drawn["state.dtype"])}
     return small_multiples(drawn, "state.dtype", "dtype of the state", names)
 
 

@@ -30,14 +30,14 @@ _LIKE = {
 def table(runs: DataFrame) -> DataFrame:
     """One row a point: `family`, `feature_map`, `label` and the scores and state of `analysis.points`."""
     found = points(as_trained(runs))
-    if "mixer.feature_map" not in found or found["accuracy"].isna().all():
+    if "mixer.feature_map" not in found or found["accuracy"].dropna().empty:
         raise NotEnough("no completed run has a feature map")
     found = found.dropna(subset=["mixer.feature_map", "accuracy", "state.bytes"])
     maps = found.groupby("family")["mixer.feature_map"].nunique()
-    if maps.empty or maps.max() < 2:
+    if max(maps, default=0) < 2:
         raise NotEnough("no mixer has completed with two feature maps")
     found = found.loc[found["family"] == maps.idxmax()].rename(columns={"mixer.feature_map": "feature_map"})
-    if found["state.length"].nunique() > 1:
+    if len(set(found["state.length"])) > 1:
         raise NotEnough("states measured at several lengths do not compare")
     columns = ["feature_map", *found.loc[:, "family":"state.dtype"]]
     return found[columns].sort_values(["feature_map", "state.bytes"], ignore_index=True)

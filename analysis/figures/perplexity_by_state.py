@@ -16,18 +16,19 @@ _PARTS = {"ar_perplexity": "associative-recall hits", "other_perplexity": "other
 
 
 def table(runs: DataFrame) -> DataFrame:
-    """One row a point: `family`, `label`; state; `perplexity`, and on its parts, with `_min` and `_max` over seeds; `seeds`.
+    """One row a point: `family`, `label`; state; `perplexity` and those of its parts; `seeds`.
 
-    Perplexities are exponentials of mean losses in nats; over seeds the mean is of perplexities.
+    Each perplexity has its `_min` and `_max` over seeds. Perplexities are exponentials of mean losses in
+    nats; over seeds the mean is of perplexities.
     """
-    if "task.name" not in runs or not (runs["task.name"] == LANGUAGE).any():
+    if "task.name" not in runs or LANGUAGE not in set(runs["task.name"]):
         raise NotEnough("no run is a language model's")
-    chosen = at_best_learning_rate(runs.loc[runs["task.name"] == LANGUAGE])
+    chosen = at_best_learning_rate(runs.loc[runs["task.name"] == LANGUAGE], chosen_by="validation_loss")
     chosen = chosen.reindex(columns=[*chosen, *({"perplexity", *_PARTS} - {*chosen})])
     chosen = chosen.dropna(subset=["state.bytes", *_PARTS])
     if chosen.empty:
         raise NotEnough("no language model has completed with perplexities and a measured state")
-    if chosen["state.length"].nunique() > 1:
+    if len(set(chosen["state.length"])) > 1:
         raise NotEnough("states measured at several lengths do not compare")
     scores = {
         f"{name}{end}": (name, how)
@@ -49,7 +50,7 @@ def draw(runs: DataFrame) -> Figure:
     for axes, part in zip(panels, _PARTS, strict=True):
         bytes_axis(axes, drawn.loc[:, "state.bytes"])
         count_axis(axes.yaxis, drawn.loc[:, part])
-        axes.set_ylabel("perplexity")
+        axes.set_ylabel("perplexity", labelpad=0)
         scatter(axes, drawn, "state.bytes", part)
     panels[-1].set_xlabel(state_title(drawn))
     return figure

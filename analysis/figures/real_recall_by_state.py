@@ -21,28 +21,28 @@ def table(runs: DataFrame) -> DataFrame:
     An evaluation of a trained run takes part in the choice of that run's learning rate, by the validation accuracy of
     the training where its record is at hand.
     """
-    if "task.name" not in runs or not runs["task.name"].isin(DOCUMENTS).any():
+    if "task.name" not in runs or not set(runs["task.name"]) & {*DOCUMENTS}:
         raise NotEnough("no run is an evaluation on documents")
     evaluated = _validated(runs).drop(columns="model.run", errors="ignore")
-    scored = evaluated.loc[
-        (evaluated["status"] == "completed") & evaluated.get("accuracy", pd.Series(dtype=float)).notna()
-    ]
-    if scored["state.bytes"].isna().all():
+    scored = evaluated.reindex(columns=[*evaluated, *({"accuracy"} - {*evaluated})])
+    scored = scored.loc[scored["status"] == "completed"].dropna(subset=["accuracy", "state.bytes"])
+    if scored.empty:
         raise NotEnough("no evaluation on documents has completed with both an accuracy and a measured state")
-    if scored["state.length"].nunique() > 1:
+    if len(set(scored["state.length"])) > 1:
         raise NotEnough("states measured at several lengths do not compare")
     by_task = {str(task): points(rows) for task, rows in scored.groupby("task.name")}
     each = [found.loc[:, "family":"state.dtype"].assign(task=task) for task, found in by_task.items()]
     found = pd.concat(each, ignore_index=True)
-    return found[["task", *found.columns.drop("task")]]
+    return found.loc[:, ["task", *found.columns.drop("task")]]
 
 
 def _validated(runs: DataFrame) -> DataFrame:
-    evaluated = runs.loc[runs["task.name"].isin(DOCUMENTS)]
+    evaluated: DataFrame = runs.loc[runs["task.name"].isin(DOCUMENTS)].copy()
     if "model.run" not in runs or "validation_accuracy" not in runs:
         return evaluated
-    trained = runs.set_index("identity")["validation_accuracy"]
-    return evaluated.assign(validation_accuracy=evaluated["model.run"].map(trained).astype(float))
+    trained = dict(zip(runs["identity"], runs["validation_accuracy"], strict=True))
+    evaluated["validation_accuracy"] = evaluated["model.run"].map(trained.get).astype(float)
+    return evaluated
 
 
 @print_style()
@@ -50,7 +50,7 @@ def draw(runs: DataFrame) -> Figure:
     """Draw the figure; where labels would collide, those of the best are kept."""
     drawn = table(runs).sort_values("accuracy", ascending=False)
     tasks = sorted(drawn["task"].unique(), key=[*_TITLES, *drawn["task"]].index)
-    figure, panels = stacked(looks(drawn), [_TITLES.get(task, task) for task in tasks])
+    figure, panels = stacked(looks(drawn), [_TITLES.get(task, str(task)) for task in tasks])
     for axes, task in zip(panels, tasks, strict=True):
         bytes_axis(axes, drawn.loc[:, "state.bytes"])
         accuracy_axis(axes)

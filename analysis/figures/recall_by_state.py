@@ -36,7 +36,7 @@ def table(runs: DataFrame) -> DataFrame:
 def _bound(runs: DataFrame, most: float) -> Floats:
     """The accuracy that no recurrent model exceeds, by bytes of state up to `most`, [m, 2]; none but for MQAR.
 
-    From half of what it takes to be right half of the time, up to where it reaches 1 and says no more.
+    From where it is right half of the time, up to where it reaches 1 and says no more.
     """
     try:
         sizes = np.geomspace(1, most, 200)
@@ -44,7 +44,7 @@ def _bound(runs: DataFrame, most: float) -> Floats:
     except (KeyError, ValueError):
         return np.empty((0, 2))
     half, whole = (min(int(np.searchsorted(bound, level)), len(sizes) - 1) for level in (0.5, 1))
-    shown = (sizes >= sizes[half] / 2) & (sizes <= sizes[whole])
+    shown = (sizes >= sizes[half]) & (sizes <= sizes[whole])
     return np.column_stack([sizes, bound])[shown]
 
 
@@ -53,7 +53,7 @@ def draw(runs: DataFrame) -> Figure:
     """Draw the figure; where labels would collide, the frontier's are kept."""
     drawn = table(runs).dropna(subset=["accuracy", "state.bytes"])
     drawn = drawn.sort_values(["frontier", "accuracy"], ascending=False)
-    bound = _bound(runs, drawn["state.bytes"].max())
+    bound = _bound(runs, drawn["state.bytes"].to_numpy(float).max())
     others = [Line2D([], [], **FRONTIER, label="Pareto frontier")]
     others += [Line2D([], [], **_BOUND, label="recurrent bound")] if len(bound) else []
     figure, (axes,) = stacked(looks(drawn), others=others)

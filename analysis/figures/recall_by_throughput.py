@@ -20,8 +20,8 @@ from analysis.throughput_lines import timed
 def table(runs: DataFrame) -> DataFrame:
     """The points of `analysis.points` that were also timed, with `tokens_per_second` and `frontier`.
 
-    Besides: `batch_size`, `prompt_length` and `device_name`, the same for all: the conditions (`throughput.*`) under which
-    most of the points were timed, and of those the largest batch.
+    Besides: `batch_size`, `prompt_length` and `device_name`, the same for all: the conditions (`throughput.*`) under
+    which most of the points were timed, and of those the largest batch.
     """
     found = points(as_trained(runs)).dropna(subset=["accuracy"])
     if found.empty:

@@ -14,11 +14,11 @@ from analysis.throughput_lines import as_text
 
 
 def table(runs: DataFrame) -> DataFrame:
-    """One row an architecture, dtype and length: `family`, `label`, `line`, `state.length`, `state.dtype`, `state.bytes`.
+    """One row an architecture, dtype and length: `family`, `label`, `line` and the `state.length`, `.dtype`, `.bytes`.
 
     An architecture is all settings of model and mixer but the vocabulary. Lines hold two lengths at least.
     """
-    if "state.bytes" not in runs or runs["state.bytes"].isna().all():
+    if "state.bytes" not in runs or not runs["state.bytes"].notna().to_numpy().any():
         raise NotEnough("no run has measured its state")
     found = runs.dropna(subset=["state.bytes", "state.length"])
     found = found.loc[found["status"] == "completed"]

@@ -13,15 +13,15 @@ from analysis.style import accuracy_axis, count_axis, print_style
 
 
 def table(runs: DataFrame) -> DataFrame:
-    """The points of `analysis.points` without settings, and what a training took at the chosen rate, over seeds on average.
+    """The points of `analysis.points` without settings, and what a training took at the chosen rate.
 
-    **Columns:** besides those, `seconds` (of the process, divided by the members that it trained together), `tokens` and
-    `device` (empty where there were several).
+    **Columns:** besides those, means over seeds of `seconds` (of the process, divided by the members that it trained
+    together) and `tokens`; `device` (empty where there were several).
     """
     runs = as_trained(runs)
     found = points(runs).dropna(subset=["accuracy"])
     chosen = at_best_learning_rate(runs)
-    if found.empty or "cost.tokens" not in chosen or chosen["cost.tokens"].isna().all():
+    if found.empty or "cost.tokens" not in chosen or not chosen["cost.tokens"].notna().to_numpy().any():
         raise NotEnough("no run has completed with an accuracy and a cost")
     members = chosen["provenance.members"].fillna(1) if "provenance.members" in chosen else 1
     cost = chosen.assign(seconds=chosen["cost.seconds"] / members).groupby(["family", "label"], as_index=False)

@@ -1,6 +1,7 @@
 """Synthetic run records in the shape that recallbench writes."""
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -139,6 +140,76 @@ def make_study(seeds: int = 1) -> list[Record]:
     return records
 
 
+def make_records_for(figure: str, seeds: int = 1) -> list[Record]:
+    """Records that support a figure: some study, or what else it takes."""
+    records = make_study(seeds)
+    if figure == "accuracy_by_sequence_length":
+        for record in records:
+            for part in record["slices"]:
+                part["sequence_length"] = 32 * part["num_kv_pairs"]
+    elif figure == "accuracy_by_state_dtype":
+        loss = {None: (4, 0.0), "bfloat16": (2, 0.01), "float8_e4m3fn": (1, 0.1), "float8_e5m2": (1, 0.2)}
+        decoded = [(_copy(record), dtype) for record in records for dtype in loss]
+        for record, dtype in decoded:
+            size, lost = loss[dtype]
+            record["config"]["decode.state_dtype"] = dtype
+            record["state"].update(dtype=dtype or "float32", bytes=record["state"]["elements"] * size)
+            record["metrics"]["accuracy"] *= 1 - lost
+        records = [_named(record) for record, _ in decoded]
+    elif figure == "perplexity_by_state":
+        for record in records:
+            hit = 2 + 8 * (1 - record["metrics"]["accuracy"])
+            record["config"]["task.name"] = "lm"
+            record["metrics"].update(perplexity=(hit + 20) / 2, ar_perplexity=hit, other_perplexity=19 + hit / 10)
+    elif figure == "real_recall_by_state":
+        records = [_copy(record) for record in records for _ in range(3)]
+        for i, record in enumerate(records):
+            record["config"]["task.name"] = ("swde", "fda", "squad_completion")[i % 3]
+            record["metrics"]["accuracy"] *= (0.9, 0.5, 0.3)[i % 3]
+            _named(record)
+    elif figure in ("throughput_by_batch", "throughput_by_length", "state_by_length"):
+        records = make_speeds(batches=(1, 4, 64), lengths=(64, 256, 1024))
+    elif figure == "recall_by_throughput":
+        records += make_speeds(batches=(8,), lengths=(64,))
+    return records
+
+
+def make_speeds(batches: tuple[int, ...], lengths: tuple[int, ...]) -> list[Record]:
+    """Prefill and decode of every architecture: a batch at the first length, each length at the first batch."""
+    records = []
+    for mixer, settings, state_bytes, _ in architectures():
+        places = dict.fromkeys([*((b, lengths[0]) for b in batches), *((batches[0], n) for n in lengths)])
+        for kind, (batch, length) in itertools.product(("prefill", "decode"), places):
+            state = state_bytes * length // 64 if mixer == "attention" else state_bytes
+            record = make_record(mixer, state_bytes=state, study="speed", slices={}, **settings)
+            tokens = batch * length if kind == "prefill" else batch
+            floor = (1e5 + batch * state) / 1e9 * (length if kind == "prefill" else 1)
+            record["config"] = {
+                **{k: v for k, v in record["config"].items() if k.startswith(("model.", "mixer."))},
+                "throughput.kind": kind,
+                "throughput.batch_size": batch,
+                "throughput.prompt_length": length,
+                "throughput.device_name": "NVIDIA H100",
+            }
+            record["metrics"] = {
+                "tokens_per_second": tokens / (3 * floor + 1e-4),
+                "batch_size": batch,
+                "floor_seconds": floor,
+            }
+            record["state"]["length"] = length
+            records.append(_named(record))
+    return records
+
+
+def _copy(record: Record) -> Record:
+    return json.loads(json.dumps(record))
+
+
+def _named(record: Record) -> Record:
+    record["identity"] = hashlib.sha256(json.dumps(record["config"]).encode()).hexdigest()[:16]
+    return record
+
+
 def write_records(root: Path, records: list[Record], **manifests: list[Record]) -> Path:
     """A runs directory of these records, with a manifest for each study named."""
     for record in records:
@@ -161,6 +232,11 @@ def record() -> Callable[..., Record]:
 @pytest.fixture(scope="session")
 def study() -> Callable[..., list[Record]]:
     return make_study
+
+
+@pytest.fixture(scope="session")
+def records_for() -> Callable[..., list[Record]]:
+    return make_records_for
 
 
 @pytest.fixture

@@ -1,18 +1,68 @@
 """Every figure in the folder: it draws, and what it says can be read."""
 
+import functools
+import io
+import json
+import os
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.image import imread
 from matplotlib.text import Text
+from PIL import Image
 
 from analysis import figures, frontier, load, points
-from analysis.figures import NotEnough, accuracy_by_kv_pairs, recall_by_state
+from analysis.figures import (
+    NotEnough,
+    accuracy_by_kv_pairs,
+    real_recall_by_state,
+    recall_by_state,
+    recall_by_throughput,
+    throughput_by_batch,
+)
+from analysis.labels import typeset
 from analysis.style import COLUMN_WIDTH, save
 
 FIGURES = figures.discover()
 
-every_figure = pytest.mark.parametrize("figure", FIGURES.values(), ids=list(FIGURES))
+GOLDEN = Path(__file__).parent / "golden"
+TOLERANCE = 4.0
+"""Root mean square of channels from 0 to 255; a missing marker makes more."""
+
+AXES = {
+    "accuracy_by_sequence_length": ("sequence_length", "accuracy"),
+    "feature_maps": ("state.bytes", "accuracy"),
+    "perplexity_by_state": ("state.bytes", "ar_perplexity", "other_perplexity"),
+    "real_recall_by_state": ("state.bytes", "accuracy"),
+    "recall_by_throughput": ("tokens_per_second", "accuracy"),
+    "throughput_by_batch": ("batch_size", "tokens_per_second", "floor_tokens_per_second"),
+    "throughput_by_length": ("throughput.prompt_length", "tokens_per_second", "floor_tokens_per_second"),
+    "training_cost": ("seconds", "accuracy"),
+    "state_by_length": ("state.length", "state.bytes"),
+}
+
+every_figure = pytest.mark.parametrize("name", list(FIGURES))
+
+
+@pytest.fixture(scope="module")
+def drawn_from(records_for, tmp_path_factory):
+    """Each figure by name and number of seeds, from records that support it, drawn once."""
+
+    @functools.cache
+    def draw(name, seeds):
+        runs = write_to(tmp_path_factory.mktemp(name), records_for(name, seeds))
+        return runs, FIGURES[name].draw(runs)
+
+    return draw
+
+
+def write_to(root, records):
+    for record in records:
+        (root / record["identity"]).mkdir()
+        (root / record["identity"] / "result.json").write_text(json.dumps(record))
+    return load(root)
 
 
 @pytest.fixture(params=[1, 3], ids=["one seed", "three seeds"])
@@ -43,8 +93,9 @@ def test_figures_are_discovered_in_their_folder():
 
 
 @every_figure
-def test_texts_overlap_neither_each_other_nor_the_edge(figure, runs):
-    drawn = figure.draw(runs)
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_what_a_figure_says_can_be_read(name, seeds, drawn_from):
+    _, drawn = drawn_from(name, seeds)
     shown = texts(drawn)
     assert len(shown) > 10
     overlapping = [
@@ -57,28 +108,50 @@ def test_texts_overlap_neither_each_other_nor_the_edge(figure, runs):
         text.get_text() for text, box in shown if not (drawn.bbox.contains(*box.min) and drawn.bbox.contains(*box.max))
     ]
     assert outside == []
-
-
-@every_figure
-def test_figures_fit_a_column_in_legible_type(figure, runs):
-    drawn = figure.draw(runs)
     assert drawn.get_figwidth() == COLUMN_WIDTH
-    assert min(text.get_fontsize() for text, _ in texts(drawn)) >= 7
+    assert min(text.get_fontsize() for text, _ in shown) >= 7
 
 
 @every_figure
-@pytest.mark.parametrize("suffix", [".pdf", ".png"])
-def test_equal_figures_give_equal_files(figure, study, write, tmp_path, suffix):
-    runs = load(write(study()))
-    for name in ("one", "other"):
-        save(figure.draw(runs), tmp_path / f"{name}{suffix}")
-    one, other = ((tmp_path / f"{name}{suffix}").read_bytes() for name in ("one", "other"))
-    assert one == other
-    assert b"CreationDate" not in one
+def test_a_figure_is_as_it_was_looked_at(name, drawn_from):
+    """Against a picture in `golden/`, which this makes: `GOLDEN=new python -m pytest tests/analysis -k looked_at`."""
+    _, drawn = drawn_from(name, 1)
+    picture, golden = io.BytesIO(), GOLDEN / f"{name}.png"
+    drawn.savefig(picture, dpi=50)
+    picture.seek(0)
+    if os.environ.get("GOLDEN") == "new":
+        GOLDEN.mkdir(exist_ok=True)
+        Image.open(picture).convert("RGB").quantize(128, kmeans=2).save(golden, optimize=True)
+        picture.seek(0)
+    seen, expected = (255 * imread(file)[..., :3] for file in (picture, golden))
+    assert seen.shape == expected.shape
+    assert np.sqrt(np.mean((seen - expected) ** 2)) < TOLERANCE
 
 
 @every_figure
-def test_nothing_completed_is_not_enough(figure, record, write):
+def test_equal_figures_give_equal_files(name, drawn_from, tmp_path):
+    runs, drawn = drawn_from(name, 1)
+    again = FIGURES[name].draw(runs)
+    for suffix in (".pdf", ".png"):
+        for stem, figure in (("one", drawn), ("other", again)):
+            save(figure, tmp_path / f"{stem}{suffix}")
+        one, other = ((tmp_path / f"{stem}{suffix}").read_bytes() for stem in ("one", "other"))
+        assert one == other
+        assert b"CreationDate" not in one
+
+
+@pytest.mark.parametrize("name", AXES)
+def test_a_table_is_what_is_drawn(name, drawn_from):
+    runs, drawn = drawn_from(name, 3)
+    table = FIGURES[name].table(runs)
+    x, *ys = AXES[name]
+    for y in ys:
+        assert set(zip(table[x].astype(float), table[y].astype(float), strict=True)) <= plotted(drawn)
+
+
+@every_figure
+def test_nothing_completed_is_not_enough(name, record, write):
+    figure = FIGURES[name]
     runs = load(write([record(status="failed"), record("mamba", status="diverged")]))
     with pytest.raises(NotEnough):
         figure.draw(runs)
@@ -98,8 +171,11 @@ def test_recall_by_state_draws_its_table(runs):
 def test_recall_by_state_labels_points_clear_of_all_markers(runs):
     drawn = recall_by_state.draw(runs)
     table = recall_by_state.table(runs)
-    labels = [box for text, box in texts(drawn) if text in drawn.axes[0].texts]
-    assert len(labels) == (table["label"] != "").sum()
+    shown = [(text.get_text(), box) for text, box in texts(drawn) if text in drawn.axes[0].texts]
+    labels = [box for _, box in shown]
+    best = table.loc[table["frontier"] & (table["label"] != ""), "label"]
+    assert {typeset(label) for label in best} <= {text for text, _ in shown}
+    assert len(labels) >= 15
     markers = drawn.axes[0].transData.transform(table[["state.bytes", "accuracy"]].to_numpy(float))
     assert not any(box.contains(x, y) for box in labels for x, y in markers)
 
@@ -143,8 +219,9 @@ def test_accuracy_by_kv_pairs_needs_slices(record, write):
         accuracy_by_kv_pairs.draw(load(write([record(slices={})])))
 
 
-@every_figure
-def test_a_large_study_of_many_families_still_reads(figure, record, write):
+@pytest.mark.parametrize("name", ["accuracy_by_kv_pairs", "recall_by_state", "training_cost"])
+def test_a_large_study_of_many_families_still_reads(name, record, write):
+    figure = FIGURES[name]
     families = [f"mixer_{number}" for number in range(12)] + ["based", "attention", "mamba"]
     runs = [
         record(
@@ -159,3 +236,48 @@ def test_a_large_study_of_many_families_still_reads(figure, record, write):
     ]
     shown = texts(figure.draw(load(write(runs))))
     assert not any(first.padded(-1).overlaps(second.padded(-1)) for (_, first), (_, second) in combinations(shown, 2))
+
+
+def test_the_learning_rate_of_an_evaluation_is_that_of_its_training(record, write):
+    """The evaluation of the better trained run counts, though the other recalls more."""
+    trained = [record(accuracy=a, learning_rate=rate) for rate, a in ((1e-3, 0.5), (3e-3, 0.9))]
+    evaluated = [record(accuracy=a, learning_rate=rate) for rate, a in ((1e-3, 0.8), (3e-3, 0.6))]
+    for source, run in zip(trained, evaluated, strict=True):
+        run["config"] |= {"task.name": "swde", "model.run": source["identity"]}
+        run["metrics"].pop("validation_accuracy")
+        run["identity"] += "e"
+    (point,) = real_recall_by_state.table(load(write([*trained, *evaluated]))).to_dict("records")
+    assert (point["task"], point["accuracy"], point["train.learning_rate"]) == ("swde", 0.6, 3e-3)
+
+
+def test_the_bound_of_recurrent_models_is_beside_recall_of_mqar_alone(record, write):
+    def lines(**config):
+        run = record()
+        run["config"] |= config
+        return [text.get_text() for text in recall_by_state.draw(load(write([run]))).legends[0].get_texts()]
+
+    assert "recurrent bound" in lines()
+    assert "recurrent bound" not in lines(**{"task.name": "two_hop", "seed": 1})
+
+
+def test_rooflines_are_tokens_over_the_floor(records_for, write):
+    records = records_for("throughput_by_batch")
+    table = throughput_by_batch.table(load(write(records)))
+    some = records[0]
+    assert some["config"]["throughput.kind"] == "prefill"
+    config, metrics = some["config"], some["metrics"]
+    tokens = config["throughput.batch_size"] * config["throughput.prompt_length"]
+    row = table.query("kind == 'prefill' and family == @some['family'] and batch_size == @metrics['batch_size']")
+    assert row["floor_tokens_per_second"].tolist() == [tokens / metrics["floor_seconds"]]
+    assert (table["floor_tokens_per_second"] > table["tokens_per_second"]).all()
+
+
+def test_speeds_under_several_conditions_share_no_axis(record, records_for, write):
+    """Of two batch sizes that with more architectures timed counts, and nothing of the other."""
+    records = records_for("recall_by_throughput")
+    odd = json.loads(json.dumps(records[-1]))
+    odd["config"]["throughput.batch_size"] = odd["metrics"]["batch_size"] = 64
+    odd["identity"] += "x"
+    table = recall_by_throughput.table(load(write([*records, odd])))
+    assert set(table["batch_size"]) == {8}
+    assert len(table) == 18

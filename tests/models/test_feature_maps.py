@@ -1,10 +1,12 @@
 """Feature maps against the kernels that their papers write down and the maps of flash-linear-attention."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -188,3 +190,8 @@ def test_members_share_the_performer_draw():
 def test_compiles_into_one_graph(name):
     mixer, x = MIXERS["linear_attention"](16, feature_map=name), torch.randn(2, 70, 16)
     torch.testing.assert_close(torch.compile(mixer, fullgraph=True, backend="aot_eager")(x), mixer(x))
+
+
+def test_the_study_of_feature_maps_has_them_all():
+    study = yaml.safe_load((Path(__file__).parents[2] / "conf" / "study" / "based_figure3.yaml").read_text())
+    assert study["hydra"]["sweeper"]["params"]["mixer.feature_map"] == list(FEATURE_MAPS)
