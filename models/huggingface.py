@@ -83,11 +83,11 @@ class HuggingFaceModel(nn.Module):
             return self.model(tokens, use_cache=False).logits
         return self._at(positions, self.model.base_model(tokens, use_cache=False).last_hidden_state)
 
-    def loss(self, tokens: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, tokens: Tensor, positions: Tensor | None, targets: Tensor) -> Tensor:
         """As `LanguageModel.loss`."""
         return cross_entropy(self(tokens, positions), targets)
 
-    def answers(self, tokens: Tensor, positions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def answers(self, tokens: Tensor, positions: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
         """As `LanguageModel.answers`."""
         logits = self(tokens, positions)
         return cross_entropy(logits, targets), logits.argmax(-1)

@@ -116,14 +116,15 @@ class LanguageModel(nn.Module):
         """
         return self.logits(self._hidden(tokens, positions))
 
-    def loss(self, tokens: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, tokens: Tensor, positions: Tensor | None, targets: Tensor) -> Tensor:
         """The cross-entropy of the answer to each question, tokens [B, N], positions and targets [B, Q] -> [B, Q].
 
-        It is 0 where nothing is asked (a target of -100). On a GPU the logits are never in memory.
+        Without positions every token of N is a question. It is 0 where nothing is asked (a target of -100). On a GPU
+        the logits are never in memory.
         """
         return linear_cross_entropy(self._hidden(tokens, positions), self.head_weight, targets)
 
-    def answers(self, tokens: Tensor, positions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def answers(self, tokens: Tensor, positions: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The loss as above, without gradients, and the most likely token: [B, Q] each."""
         return linear_answers(self._hidden(tokens, positions), self.head_weight, targets)
 

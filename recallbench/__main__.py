@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from models.settings import SettingError, SettingErrors
+from recallbench import ranks
 from recallbench.claim import holder
 from recallbench.config import AnyRun, ExecutionConfig, plain
 from recallbench.device import check_device
@@ -35,7 +36,7 @@ def run(config: DictConfig) -> None:
         with stopping as stop:
             _perform(runs, execution, stop)
         return
-    console = Console()
+    console = Console(quiet=ranks.rank() > 0)
     directory = RunDirectory(execution.runs, runs[0].identity)
     label = f"{runs[0].family} {directory.path}"
     if directory.has_record() and not execution.rerun:
@@ -45,7 +46,7 @@ def run(config: DictConfig) -> None:
     check_device(runs, execution)
     with watch({label: directory}, console, runs[0].family), stopping as stop:
         _perform(runs, execution, stop)
-    if directory.has_record():
+    if directory.has_record() or ranks.rank() > 0:
         return
     if stop.out_of_time:
         console.print("the time budget is over, everything saved; the same command goes on from here")

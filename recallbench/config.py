@@ -216,12 +216,13 @@ def resolve(config: Settings) -> Run:
     """
     require(config, REQUIRED)
     errors: list[SettingError] = []
+    if "data" in config:
+        errors.append(SettingError("data", config["data"].get("name"), "it goes with task=lm"))
     task = attempt(errors, "task", lambda: _build_task(config["task"]))
     train = attempt(errors, "train", lambda: check(TrainConfig, config["train"]))
     decode = attempt(errors, "decode", lambda: check(DecodeConfig, config.get("decode") or {}))
     seed = config["seed"]
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**64:
-        errors.append(SettingError("seed", seed, "it must be a whole number from 0 to 2^64 - 1"))
+    check_seed(seed, errors)
     model = resolve_model(config, task.vocab_size if task else 1, errors)
     if errors or not (task and model and train and decode):
         raise SettingErrors(errors)
@@ -242,6 +243,12 @@ def resolve(config: Settings) -> Run:
     if decode.state_dtype is not None:
         essence["decode"] = decode.model_dump(mode="json")
     return Run(model.config, model.family, flat(settings), essence, task, train, seed, decode)
+
+
+def check_seed(seed: Any, errors: list[SettingError]) -> None:
+    """Add to `errors` what is wrong with the seed of a model."""
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**64:
+        errors.append(SettingError("seed", seed, "it must be a whole number from 0 to 2^64 - 1"))
 
 
 def require(config: Settings, groups: Sequence[str]) -> None:

@@ -2,9 +2,9 @@
 
 import itertools
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from rich.console import Console
@@ -12,7 +12,7 @@ from rich.console import Console
 from models import build_model
 from recallbench.checkpoint import WritableDirectory
 from recallbench.claim import ClaimLost
-from recallbench.config import ExecutionConfig, Run
+from recallbench.config import AnyRun, ExecutionConfig, Run
 from recallbench.decode import evaluate_recurrently
 from recallbench.device import check_device, choose_device
 from recallbench.disk import DiskTrouble
@@ -25,13 +25,54 @@ from recallbench.provenance import provenance
 from recallbench.state import measure_state
 from recallbench.train import Ended, Training, autocast, evaluate
 
+R = TypeVar("R", bound=AnyRun)
+
+
+class Trainer(Protocol[R]):
+    """Trains members to the end of each."""
+
+    def run(
+        self,
+        stop: StopRequest,
+        checkpoint_seconds: float,
+        save: Callable[[R, dict[str, Any]], None],
+        tell: Callable[[R, list[dict[str, Any]]], None],
+        end: Callable[[Ended[R]], None],
+    ) -> None:
+        """As `recallbench.train.Training.run`."""
+        ...
+
+
+class Kind(NamedTuple, Generic[R]):
+    """How runs of a kind are trained, and what the record of one says that has ended.
+
+    `training`: from runs of a group, the device, and their checkpoints, of all or none; `measure`: from one that has
+    ended, the device, and how many trained together.
+    """
+
+    training: Callable[[Sequence[R], torch.device, Sequence[dict[str, Any]]], Trainer[R]]
+    measure: Callable[[Ended[R], torch.device, int], dict[str, Any]]
+
 
 def execute(runs: Sequence[Run], execution: ExecutionConfig, stop: StopRequest) -> None:
+    """As `carry_out`, of recall tasks.
+
+    A run whose state has a dtype of its own is evaluated from the weights of the run without, trained first if need be.
+    **Raises** `Stopped`, too, where `stop` is made after the last step: what comes after these runs shall not start.
+    """
+    carry_out([run.trained for run in runs], Kind(Training, _measure), execution, stop)
+    for run in runs:
+        if run.decode.state_dtype is not None and not stop.made:
+            _decode(run, execution)
+    if stop.made:
+        raise Stopped
+
+
+def carry_out(runs: Sequence[R], kind: Kind[R], execution: ExecutionConfig, stop: StopRequest) -> None:
     """Give each run a record, unless it has one; `runs` are of one group, so that they train together as members.
 
     A run that another process holds is left to it. Where that is so of the first one to do, the rest is left, too:
-    the group is that process's, which is about to claim all of it. A run whose state has a dtype of its own is
-    evaluated from the weights of the run without, trained first if need be.
+    the group is that process's, which is about to claim all of it.
 
     A run that was stopped goes on from its checkpoint. A group that does not fit in memory is halved until it fits;
     a run that does not fit alone, or fails, or diverges, gets a record that says so and disturbs no other.
@@ -39,10 +80,9 @@ def execute(runs: Sequence[Run], execution: ExecutionConfig, stop: StopRequest) 
     `DiskTrouble` where a record cannot be written, or nothing be saved at a stop.
     """
     check_device(runs, execution)
-    trained = {run.trained.identity: run.trained for run in runs}
     with ExitStack() as claims:
         waiting = []
-        for run in trained.values():
+        for run in {run.identity: run for run in runs}.values():
             directory = WritableDirectory(execution.runs, run)
             if directory.has_record() and not execution.rerun:
                 continue
@@ -50,25 +90,22 @@ def execute(runs: Sequence[Run], execution: ExecutionConfig, stop: StopRequest) 
                 waiting.append(directory)
             elif not waiting and not directory.has_record():
                 return
-        _go_on(waiting, execution, stop)
-    for run in runs:
-        if run.decode.state_dtype is not None and not stop.made:
-            _decode(run, execution)
-    if stop.made:  # asked for after the last step: what comes after these runs shall not start
-        raise Stopped
+        _go_on(waiting, kind, execution, stop)
 
 
-def _go_on(directories: Iterable[WritableDirectory[Run]], execution: ExecutionConfig, stop: StopRequest) -> None:
+def _go_on(
+    directories: Iterable[WritableDirectory[R]], kind: Kind[R], execution: ExecutionConfig, stop: StopRequest
+) -> None:
     """Train from the checkpoints that are there, those at the same step together."""
     found = [(directory.load_checkpoint(), directory) for directory in directories]
     found.sort(key=lambda pair: _step(pair[0]))
     for _, pairs in itertools.groupby(found, key=lambda pair: _step(pair[0])):
         checkpoints, together = zip(*pairs, strict=True)
-        left = _train(together, [c for c in checkpoints if c is not None], execution, stop)
+        left = _train(together, [c for c in checkpoints if c is not None], kind, execution, stop)
         del checkpoints
         for part in left:
             if part:
-                _go_on(part, execution, stop)
+                _go_on(part, kind, execution, stop)
 
 
 def _decode(run: Run, execution: ExecutionConfig) -> None:
@@ -127,11 +164,12 @@ def _step(checkpoint: dict[str, Any] | None) -> int:
 
 
 def _train(
-    directories: Sequence[WritableDirectory[Run]],
+    directories: Sequence[WritableDirectory[R]],
     checkpoints: list[dict[str, Any]],
+    kind: Kind[R],
     execution: ExecutionConfig,
     stop: StopRequest,
-) -> Sequence[Sequence[WritableDirectory[Run]]]:
+) -> Sequence[Sequence[WritableDirectory[R]]]:
     """Train members to their records.
 
     Returns groups that are still to be trained: halves of what, together, did not fit in memory, or those that this
@@ -143,17 +181,17 @@ def _train(
     with ExitStack() as open_loggers:
         logger = {i: open_loggers.enter_context(open_logger(execution.logger, d.run)) for i, d in of.items()}
 
-        def save(run: Run, checkpoint: dict[str, Any]) -> None:
+        def save(run: R, checkpoint: dict[str, Any]) -> None:
             with _tolerated(trouble, run):
                 of[run.identity].save_checkpoint(checkpoint)
 
-        def tell(run: Run, entries: list[dict[str, Any]]) -> None:
+        def tell(run: R, entries: list[dict[str, Any]]) -> None:
             with _tolerated(trouble, run):
                 of[run.identity].write_log(entries)
             logger[run.identity].log(entries[-1])
 
-        def end(ended: Ended) -> None:
-            measured = _measure(ended, device, len(directories))
+        def end(ended: Ended[R]) -> None:
+            measured = kind.measure(ended, device, len(directories))
             if ended.run.identity in trouble:
                 of[ended.run.identity].write_log(ended.log)
             if ended.status == "completed":
@@ -163,7 +201,7 @@ def _train(
         try:
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
-            training = Training([d.run for d in directories], device, checkpoints)
+            training = kind.training([d.run for d in directories], device, checkpoints)
             training.run(
                 stop,
                 execution.checkpoint_seconds,
@@ -195,7 +233,7 @@ def _train(
 
 
 @contextmanager
-def _tolerated(trouble: dict[str, DiskTrouble], run: Run) -> Iterator[None]:
+def _tolerated(trouble: dict[str, DiskTrouble], run: AnyRun) -> Iterator[None]:
     """Trouble with the disk is said and noted of the run until it is over; training goes on."""
     try:
         yield
@@ -206,7 +244,7 @@ def _tolerated(trouble: dict[str, DiskTrouble], run: Run) -> Iterator[None]:
         trouble[run.identity] = error
 
 
-def _measure(ended: Ended, device: torch.device, members: int) -> dict[str, Any]:
+def _measure(ended: Ended[Run], device: torch.device, members: int) -> dict[str, Any]:
     """What the record of a member that ended says beside its configuration."""
     run = ended.run
     model = build_model(run.model).to(device)
@@ -240,7 +278,7 @@ def _measure(ended: Ended, device: torch.device, members: int) -> dict[str, Any]
 
 
 def _record(
-    directory: WritableDirectory[Run],
+    directory: WritableDirectory[R],
     logger: Logger,
     execution: ExecutionConfig,
     status: str,

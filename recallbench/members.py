@@ -7,18 +7,38 @@ turn on a stream of its own (see `recallbench.replay`), where that cost is gone 
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from models import LanguageModel, Mixer
+from models import LanguageModel, Mixer, ModelConfig, build_model
+from models.huggingface import HuggingFaceConfig
 
 warnings.filterwarnings("ignore", message="There is a performance drop because we have not yet implemented")
 # vmap runs CPU attention member by member; there is nothing for a user to do about it.
 
 Parameters = dict[str, Tensor]
+
+
+class Seeded(Protocol):
+    """A run whose model starts from a seed."""
+
+    @property
+    def model(self) -> ModelConfig | HuggingFaceConfig: ...
+    @property
+    def seed(self) -> int: ...
+
+
+def build(runs: Sequence[Seeded]) -> list[Any]:
+    """The model of each run, initialised from its seed."""
+    models = []
+    for run in runs:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(run.seed)
+            models.append(build_model(run.model))
+    return models
 
 
 def stack(models: Sequence[LanguageModel], device: torch.device) -> tuple[LanguageModel, Parameters]:
@@ -88,6 +108,35 @@ class AdamW(NamedTuple):
     square: Parameters  # v, the running mean of squared gradients
     steps: Tensor  # [M, number of parameters], how many have been taken, as torch wants it
     weight_decay: float
+    beta2: float = 0.999
+
+    @classmethod
+    def start(cls, parameters: Parameters, weight_decay: float, beta2: float = 0.999) -> "AdamW":
+        """Before the first step."""
+        mean, square = ({name: torch.zeros_like(p) for name, p in parameters.items()} for _ in range(2))
+        first = next(iter(parameters.values()))
+        steps = torch.zeros(len(first), len(parameters), device=first.device)
+        return cls(parameters, mean, square, steps, weight_decay, beta2)
+
+    def saved(self, i: int) -> dict[str, Parameters]:
+        """What a checkpoint holds of member `i`."""
+        tables = {"parameters": self.parameters, "mean": self.mean, "square": self.square}
+        return {key: {name: t[i].cpu().clone() for name, t in table.items()} for key, table in tables.items()}
+
+    def load(self, saved: Sequence[dict[str, Parameters]], step: int) -> None:
+        """Go on from where every member was saved, after so many steps."""
+        self.steps.fill_(step)
+        for key in ("parameters", "mean", "square"):
+            for name, tensor in getattr(self, key).items():
+                tensor.copy_(torch.stack([one[key][name] for one in saved]))
+
+    def of(self, index: Tensor) -> "AdamW":
+        """For some of the members."""
+        parameters, mean, square = (
+            {name: tensor[index] for name, tensor in table.items()}
+            for table in (self.parameters, self.mean, self.square)
+        )
+        return self._replace(parameters=parameters, mean=mean, square=square, steps=self.steps[index])
 
     @torch.no_grad()
     def step(self, i: int, gradients: Sequence[Tensor], learning_rate: Tensor) -> None:
@@ -103,7 +152,7 @@ class AdamW(NamedTuple):
             fused=True,
             amsgrad=False,
             beta1=0.9,
-            beta2=0.999,
+            beta2=self.beta2,
             lr=learning_rate,
             weight_decay=self.weight_decay,
             eps=1e-8,

@@ -20,7 +20,15 @@ PERIOD = 0.5
 
 STYLES = {"completed": "green", "diverged": "yellow", "out_of_memory": "yellow", "failed": "red"}
 
-HEADLINES = {"accuracy": "accuracy {:.3f}", "tokens_per_second": "{:,.0f} tokens/s"}
+COUNTED = (("epoch", "epochs"), ("step", "steps"), ("prompt", "prompts"))
+"""How far a run is, and how far it goes, in a line of its log."""
+
+HEADLINES = {
+    "accuracy": "accuracy {:.3f}",
+    "perplexity": "perplexity {:.2f}",
+    "ar_perplexity": "on AR hits {:.2f}",
+    "tokens_per_second": "{:,.0f} tokens/s",
+}
 """How a metric is told, of those that a line has room for."""
 
 
@@ -71,7 +79,7 @@ def describe(record: Mapping[str, Any], label: str) -> str:
     metrics, state = record.get("metrics"), record.get("state")
     parts = [f"[{STYLES[status]}]{status.replace('_', ' ')}[/]"]
     if metrics:
-        parts += [told.format(metrics[name]) for name, told in HEADLINES.items() if name in metrics]
+        parts += [told.format(metrics[name]) for name, told in HEADLINES.items() if metrics.get(name) is not None]
     if state:
         parts.append(f"state {readable_bytes(state['bytes'])}")
     if record["reason"]:
@@ -98,13 +106,13 @@ def _written(directory: RunDirectory) -> int | None:
 
 
 def _share(directory: RunDirectory) -> float:
-    """How much of a run is done, by its log: 0 before its first epoch ends, or its first prompts are read."""
+    """How much of a run is done, by its log: 0 before its first line."""
     try:
         last = json.loads(directory.log_path.read_text().splitlines()[-1])
     except (OSError, IndexError):
         return 0.0
-    done, of = (last["done"], last["of"]) if "of" in last else (last["epoch"], last["epochs"])
-    return min(done / of, 0.99)
+    done, of = next(names for names in COUNTED if names[0] in last)
+    return min(last[done] / last[of], 0.99)
 
 
 def _escape(text: str) -> str:

@@ -1,6 +1,7 @@
-"""From a composed configuration to its runs, of whichever kind: with a part `throughput` it asks for a measurement.
+"""From a composed configuration to its runs, of whichever kind.
 
-Else the task decides: those of `recallbench.recall` ask for an evaluation.
+With a part `throughput` it asks for a measurement. Else the task decides: `lm` asks for the training of a language
+model, those of `recallbench.recall` for an evaluation.
 Each kind is a module with these three functions.
 """
 
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from recallbench import config as training
 from recallbench.config import AnyRun, ExecutionConfig, Settings
 from recallbench.recall import evaluation
+from recallbench.text import run as language
 from recallbench.throughput import measurement
 
 
@@ -30,6 +32,7 @@ def execution_of(config: Settings) -> ExecutionConfig:
 def _kind(config: Settings):
     if "throughput" in config:
         return measurement
-    if (config.get("task") or {}).get("name") in evaluation.TASKS:
+    name = (config.get("task") or {}).get("name")
+    if name in evaluation.TASKS:
         return evaluation
-    return training
+    return language if name == language.NAME else training

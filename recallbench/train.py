@@ -5,15 +5,15 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from models import LanguageModel, build_model
-from recallbench.config import Run, TrainConfig
+from models import LanguageModel
+from recallbench.config import AnyRun, Run
 from recallbench.interrupt import Stopped, StopRequest
-from recallbench.members import AdamW, Parameters, each, every_member, leaves, one_member, stack, stacks
+from recallbench.members import AdamW, Parameters, build, each, every_member, leaves, one_member, stack, stacks
 from recallbench.replay import Replay
 from recallbench.task import IGNORED, Examples, generator
 
@@ -27,19 +27,22 @@ class Batch(NamedTuple):
     share: Tensor  # [B, Q], of each question in the mean
 
 
+R = TypeVar("R", bound=AnyRun)
+
+
 @dataclass
-class Progress:
+class Progress(Generic[R]):
     """One member's own part of the training state, beside its slice of the stacked tensors."""
 
-    run: Run
+    run: R
     log: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
-class Ended:
-    """A member that is done: at its last epoch, at its goal, or at a loss that is no longer finite."""
+class Ended(Generic[R]):
+    """A member that is done: at its last step, at its goal, or at a loss that is no longer finite."""
 
-    run: Run
+    run: R
     status: str
     reason: str | None
     log: list[dict[str, Any]]
@@ -60,19 +63,8 @@ class Training:
         first = runs[0]
         self.train, self.device = first.train, device
         self.members = [Progress(run) for run in runs]
-        models = []
-        for run in runs:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(run.seed)
-                models.append(build_model(run.model))
-        self.model, parameters = stack(models, device)
-        self.optimizer = AdamW(
-            parameters,
-            {name: torch.zeros_like(p) for name, p in parameters.items()},
-            {name: torch.zeros_like(p) for name, p in parameters.items()},
-            torch.zeros(len(runs), len(parameters), device=device),
-            self.train.weight_decay,
-        )
+        self.model, parameters = stack(build(runs), device)
+        self.optimizer = AdamW.start(parameters, self.train.weight_decay)
         self.step = 0
         self.seconds = 0.0
         self.rates = torch.zeros(len(runs), device=device)
@@ -96,7 +88,7 @@ class Training:
         checkpoint_seconds: float,
         save: Callable[[Run, dict[str, Any]], None],
         tell: Callable[[Run, list[dict[str, Any]]], None],
-        end: Callable[[Ended], None],
+        end: Callable[[Ended[Run]], None],
     ) -> None:
         """Train to the end of every member.
 
@@ -209,12 +201,12 @@ class Training:
                 "validation_accuracy": metrics[i]["accuracy"],
                 "seconds": self.seconds,
             }
-            member.log.append({key: _finite(value) for key, value in entry.items()})
+            member.log.append({key: finite(value) for key, value in entry.items()})
             tell(member.run, member.log)
             if entry["validation_loss"] is None and self.diverged_at[i] < 0:
                 self.diverged_at[i] = self.step
 
-    def _retire(self, epoch: int, end: Callable[[Ended], None]) -> None:
+    def _retire(self, epoch: int, end: Callable[[Ended[Run]], None]) -> None:
         """Let go of the members that are done, so that the others go on without them."""
         goal = self.train.stop_at_accuracy
         staying = []
@@ -230,7 +222,7 @@ class Training:
         if len(staying) < len(self.members):
             self._keep(staying)
 
-    def _end(self, i: int, status: str, reason: str | None, end: Callable[[Ended], None]) -> None:
+    def _end(self, i: int, status: str, reason: str | None, end: Callable[[Ended[Run]], None]) -> None:
         member = self.members[i]
         own = {name: p[i].detach() for name, p in self.optimizer.parameters.items()}
         end(Ended(member.run, status, reason, member.log, self.step, self._tokens(), self.seconds, own))
@@ -246,30 +238,20 @@ class Training:
         self.members = [self.members[i] for i in staying]
         self.rates, self.epoch_loss = self.rates[index], self.epoch_loss[index]
         self.diverged_at = self.diverged_at[index]
-        parameters, mean, square = (
-            {name: tensor[index] for name, tensor in table.items()}
-            for table in (self.optimizer.parameters, self.optimizer.mean, self.optimizer.square)
-        )
-        self.optimizer = AdamW(parameters, mean, square, self.optimizer.steps[index], self.train.weight_decay)
+        self.optimizer = self.optimizer.of(index)
         if self.replay is not None:  # what was recorded knows the old tensors
             self.replay = Replay(self.device, len(staying))
 
     def _save(self, save: Callable[[Run, dict[str, Any]], None]) -> None:
         """A checkpoint for each member alone, so that it can go on in any company."""
         for i, member in enumerate(self.members):
-            tables = (self.optimizer.parameters, self.optimizer.mean, self.optimizer.square)
-            parameters, mean, square = (
-                {name: tensor[i].cpu().clone() for name, tensor in table.items()} for table in tables
-            )
             checkpoint = {
                 "step": self.step,
                 "seconds": self.seconds,
                 "epoch_loss": self.epoch_loss[i].item(),
                 "diverged_at": int(self.diverged_at[i]),
                 "log": member.log,
-                "parameters": parameters,
-                "mean": mean,
-                "square": square,
+                **self.optimizer.saved(i),
             }
             save(member.run, checkpoint)
 
@@ -278,15 +260,19 @@ class Training:
         self.seconds = max(c["seconds"] for c in checkpoints)
         self.epoch_loss = torch.tensor([c["epoch_loss"] for c in checkpoints], device=self.device)
         self.diverged_at = torch.tensor([c["diverged_at"] for c in checkpoints], device=self.device)
-        self.optimizer.steps.fill_(self.step)
-        for name in ("parameters", "mean", "square"):
-            for key, tensor in getattr(self.optimizer, name).items():
-                tensor.copy_(torch.stack([c[name][key] for c in checkpoints]))
+        self.optimizer.load(checkpoints, self.step)
         for member, checkpoint in zip(self.members, checkpoints, strict=True):
             member.log = checkpoint["log"]
 
 
-def autocast(train: TrainConfig, device: torch.device) -> torch.autocast:
+class Precise(Protocol):
+    """Training settings with a precision of matrix products."""
+
+    @property
+    def precision(self) -> Literal["float32", "bfloat16"]: ...
+
+
+def autocast(train: Precise, device: torch.device) -> torch.autocast:
     """The precision of matrix products; parameters, optimiser and sums stay in float32."""
     return torch.autocast(device.type, torch.bfloat16, train.precision == "bfloat16", cache_enabled=False)
 
@@ -321,16 +307,16 @@ def evaluate(
     overall = (totals.sum(0) / sum(sizes)).T.tolist()
     by_slice = [
         [
-            {**examples.slice, "accuracy": a, "loss": _finite(b), "examples": size}
+            {**examples.slice, "accuracy": a, "loss": finite(b), "examples": size}
             for examples, size, (a, b) in zip(
                 slices, sizes, (totals[:, :, i] / torch.tensor(sizes)[:, None]).tolist(), strict=True
             )
         ]
         for i in range(totals.shape[2])
     ]
-    return [{"accuracy": a, "loss": _finite(b)} for a, b in overall], by_slice
+    return [{"accuracy": a, "loss": finite(b)} for a, b in overall], by_slice
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has no NaN: a loss that is not finite is null in the record."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

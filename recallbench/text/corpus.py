@@ -17,14 +17,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import torch
 from annotated_types import Ge, Gt, Lt
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
 
 from models.settings import SettingError
+from recallbench import ranks
 from recallbench.claim import take
 from recallbench.disk import write_atomically, writing
+from recallbench.text.associative_recall import frequent_bigrams
 from recallbench.text.documents import Dataset, Piece, Source, text_files
 from recallbench.text.shards import Stream, token_type, write_shard
 from recallbench.text.tokenizer import Tokenizer, load_tokenizer, train_bpe
@@ -45,8 +49,8 @@ PERIOD = 0.5
 class DataConfig(BaseModel):
     """What every corpus has.
 
-    `field`: of a document, its text. `documents`: no more than so many of them for training. `validation_fraction`:
-    of the documents, from the end, where validation has no source of its own. `tokenizer`: as `load_tokenizer`, or
+    `field`: of a document, its text. `documents`: the first so many, those of a validation source of its own aside.
+    `validation_fraction`: of the documents, from the end, where validation has none. `tokenizer`: as `load_tokenizer`, or
     `bpe` for one that is trained on the corpus, of `vocab_size` tokens. `folder`: where shards are kept.
     """
 
@@ -122,6 +126,13 @@ class Corpus:
     def validation(self) -> Stream:
         return Stream(self._paths, self.train_tokens, self.tokens)
 
+    def frequent_bigrams(self, threshold: int) -> Tensor:
+        """The codes of bigrams that training holds more often, sorted; counted once and kept beside the shards."""
+        path = self.folder / f"bigrams-{self.digest}-{threshold}.npy"
+        if not path.exists():
+            write_shard(path, frequent_bigrams(self.train, self.vocab_size, threshold).numpy())
+        return torch.from_numpy(np.load(path))
+
     @property
     def _paths(self) -> list[Path]:
         return [_shard(self.folder, i) for i in range(len(self.shards))]
@@ -172,7 +183,9 @@ def prepare(data: TextData | HuggingFaceData) -> Corpus:
         claim = take(folder)
         if claim is None:
             if not waiting:
-                Console(stderr=True).print(f"waiting for the process that prepares {folder}", highlight=False)
+                Console(stderr=True, quiet=ranks.rank() > 0).print(
+                    f"waiting for the process that prepares {folder}", highlight=False
+                )
             waiting = True
             time.sleep(PERIOD)
             continue

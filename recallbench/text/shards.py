@@ -17,8 +17,8 @@ def token_type(vocab_size: int) -> type[np.unsignedinteger]:
     return np.uint16 if vocab_size <= 2**16 else np.uint32
 
 
-def write_shard(path: Path, tokens: NDArray[np.unsignedinteger]) -> None:
-    """Tokens [n] as an `.npy` file, whole or not at all. **Raises** `DiskTrouble`."""
+def write_shard(path: Path, tokens: NDArray[np.integer]) -> None:
+    """Numbers [n] as an `.npy` file, whole or not at all. **Raises** `DiskTrouble`."""
     buffer = io.BytesIO()
     np.save(buffer, tokens)
     write_atomically(path, buffer.getbuffer())

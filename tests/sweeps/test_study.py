@@ -109,10 +109,13 @@ def test_every_run_is_in_one_job_with_what_differs_in_rate_and_seed_alone(points
 
 @pytest.mark.parametrize("path", list((CONFIGURATION / "study").iterdir()), ids=lambda path: path.stem)
 @pytest.mark.usefixtures("compose")
-def test_every_study_that_comes_along_can_be_run(path):
+def test_every_study_that_comes_along_can_be_run(path, tmp_path):
     measures = "throughput." in path.read_text()
     primary = "throughput" if measures else "config"
     arguments = [f"+study={path.stem}", *(["throughput.device_name=of_a_cluster"] if measures else [])]
+    if "/task: lm" in path.read_text():
+        (tmp_path / "text.jsonl").write_text(3 * (json.dumps({"text": 3000 * "a"}) + "\n"))
+        arguments += [f"data.path={tmp_path}/text.jsonl", "data.tokenizer=bytes", f"data.folder={tmp_path}/corpora"]
     sweeper = hydra.compose(primary, overrides=arguments, return_hydra_config=True).hydra.sweeper
     loader = GlobalHydra.instance().config_loader()
     points = expand(arguments, sweeper.params, sweeper.grids, loader)
