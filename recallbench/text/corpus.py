@@ -50,8 +50,8 @@ class DataConfig(BaseModel):
     """What every corpus has.
 
     `field`: of a document, its text. `documents`: the first so many, those of a validation source of its own aside.
-    `validation_fraction`: of the documents, from the end, where validation has none. `tokenizer`: as `load_tokenizer`, or
-    `bpe` for one that is trained on the corpus, of `vocab_size` tokens. `folder`: where shards are kept.
+    `validation_fraction`: of the documents, from the end, where validation has none. `tokenizer`: as `load_tokenizer`,
+    or `bpe` for one that is trained on the corpus, of `vocab_size` tokens. `folder`: where shards are kept.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
