@@ -9,6 +9,10 @@ from pandas import DataFrame, Series
 from analysis.labels import labels
 from analysis.quantities import check_numbers, direction
 
+LANGUAGE = "lm"
+DOCUMENTS = ("swde", "fda", "squad_completion", "lm_eval", "extraction")
+"""The tasks that are running text, and documents, by `task.name`."""
+
 _RATE = "train.learning_rate"
 _STATE = ["state.bytes", "state.elements", "state.length", "state.dtype", "state.bits"]
 _COST = ["cost.seconds", "cost.peak_memory_bytes", "cost.parameters"]
@@ -70,6 +74,17 @@ def at_best_learning_rate(runs: DataFrame, *, chosen_by: str = "validation_accur
     **Raises** `ValueError` as `points` does.
     """
     return _completed(_at_best_rate(_with_point(runs), chosen_by))
+
+
+def synthetic(runs: DataFrame) -> DataFrame:
+    """The runs trained and tested on a synthetic recall task: no language models, nothing evaluated on documents."""
+    return runs.loc[~runs["task.name"].isin([LANGUAGE, *DOCUMENTS])] if "task.name" in runs else runs
+
+
+def as_trained(runs: DataFrame) -> DataFrame:
+    """Of `synthetic` runs those that were evaluated in parallel form, not again with the state in another dtype."""
+    runs = synthetic(runs)
+    return runs.loc[runs["decode.state_dtype"].isna()] if "decode.state_dtype" in runs else runs
 
 
 def _with_point(runs: DataFrame) -> DataFrame:

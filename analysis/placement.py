@@ -19,7 +19,10 @@ _DISTANCES = np.array([4.2, 7.0, 10.0, 14.0, 19.0, 25.0])
 _CLEAR = 1.3
 _BESIDE = 4.5
 
-# What a leader across the line costs, and two labels in conflict, as a length of leader.
+# How long the pieces are, at the least, into which a sloping line is cut.
+_PIECE = 2.0
+
+# What a leader across a line costs, and two labels in conflict, as a length of leader.
 _LINE_CROSSED = 14.0
 _CONFLICT = 1e3
 
@@ -41,19 +44,21 @@ class _Data(NamedTuple):
     frame: Floats  # [4]
     centers: Floats  # [n, 2]
     markers: Floats  # [n, 4] boxes, error bars included
-    pieces: Floats  # [m, 4] boxes without breadth or without height
+    pieces: Floats  # [m, 4] boxes that cover the lines
     pixel: float  # a printer's point
 
 
-def label_points(axes: Axes, points: Floats, texts: Sequence[str], *, spans: Floats, line: Floats) -> None:
-    """Write texts beside points, clear of markers, error bars, a line and each other.
+def label_points(
+    axes: Axes, points: Floats, texts: Sequence[str], *, spans: Floats, lines: Sequence[Floats] = ()
+) -> None:
+    """Write texts beside points, clear of markers, error bars, lines and each other.
 
     `points` [n, 2] come with the most important first: where there is no room for all texts, the
     last are left out; an empty text is no label. `spans` [n, 2] are the ends of the error bars and
-    `line` [m, 2] the corners of a line of level and upright pieces, all in data coordinates. The
-    figure's size and the limits of the axes must be final.
+    `lines` [m, 2] the corners of each line, all in data coordinates. The figure's size and the
+    limits of the axes must be final.
     """
-    data = _in_pixels(axes, points, spans, line)
+    data = _in_pixels(axes, points, spans, lines)
     found = [_places(data, i, text_size(axes.figure, text) * axes.figure.dpi) for i, text in enumerate(texts) if text]
     if not found:
         return
@@ -103,16 +108,25 @@ def line_height() -> float:
     return 1.2 * mpl.rcParams["font.size"]
 
 
-def _in_pixels(axes: Axes, points: Floats, spans: Floats, line: Floats) -> _Data:
+def _in_pixels(axes: Axes, points: Floats, spans: Floats, lines: Sequence[Floats]) -> _Data:
     to_pixels = axes.transData.transform
     pixel = axes.figure.dpi / 72
-    centers, corners = to_pixels(points), to_pixels(line)
+    centers = to_pixels(points)
     low, high = (to_pixels(np.column_stack([points[:, 0], end])) for end in spans.T)
     radius = _MARKER * pixel
     markers = np.hstack([np.minimum(centers - radius, low), np.maximum(centers + radius, high)])
-    ends = np.stack([corners[:-1], corners[1:]])
-    pieces = np.hstack([ends.min(0), ends.max(0)])
+    pieces = np.vstack([np.empty((0, 4)), *(_pieces(to_pixels(line), _PIECE * pixel) for line in lines)])
     return _Data(np.array(axes.get_window_extent().extents), centers, markers, pieces, pixel)
+
+
+def _pieces(corners: Floats, size: float) -> Floats:
+    """Boxes [n, 4] that cover a line with corners [m, 2]; of what slopes, none is larger than `size` both ways."""
+    least = np.abs(np.diff(corners, axis=0)).min(1)
+    parts = np.ceil(least / size).clip(min=1).astype(int)
+    at = np.concatenate([i + np.arange(n) / n for i, n in enumerate(parts)] + [[len(parts)]])
+    dots = np.column_stack([np.interp(at, np.arange(len(corners)), values) for values in corners.T])
+    ends = np.stack([dots[:-1], dots[1:]])
+    return np.hstack([ends.min(0), ends.max(0)])
 
 
 def _places(data: _Data, label: int, size: Floats) -> _Places:

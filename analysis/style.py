@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from pandas import Series
 
 COLUMN_WIDTH = 3.4
@@ -142,16 +143,43 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def bytes_axis(axes: Axes, counts: Series) -> None:
-    """Make x logarithmic around these byte counts, with readable ticks at powers of two."""
-    low, high = counts.min() / 1.6, counts.max() * 2.2  # labels take their room on the right
-    axes.set_xscale("log", base=2)
-    axes.set_xlim(low, high)
-    powers = range(math.ceil(math.log2(low)), math.floor(math.log2(1.6 * counts.max())) + 1)
+    """Make x logarithmic around these byte counts; labels take their room on the right."""
+    bytes_scale(axes.xaxis, counts, room=1.375)
+
+
+def bytes_scale(axis: Axis, counts: Series, *, room: float = 1.0) -> None:
+    """Make an axis logarithmic around byte counts, with readable ticks at powers of two; `room` as in `count_axis`."""
+    low, high = counts.min() / 1.6, counts.max() * 1.6
+    name = axis.axis_name
+    getattr(axis.axes, f"set_{name}scale")("log", base=2)
+    axis.axes.set(**{f"{name}lim": (low, high * room)})
+    powers = range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)
     every = math.ceil(len(powers) / 5)
-    axes.xaxis.set_major_locator(FixedLocator([2.0**p for p in powers if p % every == 0]))
-    axes.xaxis.set_minor_locator(FixedLocator([2.0**p for p in powers if p % every]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: readable_bytes(count)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_major_locator(FixedLocator([2.0**p for p in powers if p % every == 0]))
+    axis.set_minor_locator(FixedLocator([2.0**p for p in powers if p % every]))
+    axis.set_major_formatter(FuncFormatter(lambda count, _: readable_bytes(count)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def count_axis(axis: Axis, counts: Series, *, room: float = 1.0) -> None:
+    """Make an axis logarithmic around counts, with ticks as in 20k; `room` for labels beyond the largest, as a factor."""
+    low, high = counts.min(), counts.max()
+    margin = 1.15 * (high / low) ** 0.04
+    axis.axes.set(**{f"{axis.axis_name}scale": "log", f"{axis.axis_name}lim": (low / margin, high * margin * room)})
+    decades = math.log10(high * margin * room * margin / low)
+    steps = (1,) if decades > 2.5 else (1, 3) if decades > 1.6 else (1, 2, 5) if decades > 0.5 else range(1, 10)
+    if decades < 0.15:
+        axis.set_major_locator(MaxNLocator(3))
+    else:
+        axis.set_major_locator(LogLocator(subs=steps))
+    axis.set_major_formatter(EngFormatter(sep="", places=None))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def accuracy_axis(axes: Axes) -> None:
+    """Make y go from 0 to 1, with room for markers."""
+    axes.set_ylim(-0.02, 1.05)
+    axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
 
 
 def readable_bytes(count: float) -> str:

@@ -1,0 +1,21 @@
+"""Tokens a second against the length of the prompt, measured and by the roofline (docs/throughput.md).
+
+A panel for decode and one for prefill; a line an architecture, all other settings equal along it.
+"""
+
+from matplotlib.figure import Figure
+from pandas import DataFrame
+
+from analysis.style import print_style
+from analysis.throughput_lines import speed_lines, speeds_by
+
+
+def table(runs: DataFrame) -> DataFrame:
+    """The measurements that are drawn, with the columns of `speeds_by`."""
+    return speeds_by(runs, "throughput.prompt_length")
+
+
+@print_style()
+def draw(runs: DataFrame) -> Figure:
+    """Draw the figure."""
+    return speed_lines(table(runs), "throughput.prompt_length", "prompt length $N$ (tokens)")
