@@ -40,7 +40,7 @@ slurm-down: ## stop it, nothing left
 	tests/slurm/one_node.sh down
 
 test: .venv/ready lint ## lint, types and the whole test suite
-	$(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: .venv/ready ## style (ruff) and types (basedpyright)
 	$(BIN)/ruff check .
