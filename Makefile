@@ -40,7 +40,7 @@ slurm-down: ## stop it, nothing left
 	tests/slurm/one_node.sh down
 
 test: .venv/ready lint ## lint, types and the whole test suite
-	$(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: .venv/ready ## style (ruff) and types (basedpyright)
 	$(BIN)/ruff check .
@@ -58,7 +58,7 @@ setup: .venv/ready ## make .venv with the pinned dependencies
 
 lock: ## write requirements.lock anew from pyproject's ranges
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet torch==2.13.0 triton==3.7.1 --editable '.[dev,wandb,fla,hf,recall,notebooks]'
+	.venv-lock/bin/python -m pip install --quiet torch==2.13.0 triton==3.7.1 --editable '.[dev,wandb,fla,hf,recall,report,notebooks]'
 	(sed -n '/^#/p' requirements.lock; .venv-lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | grep -v -e '^nvidia-' -e '^cuda-') > requirements.tmp
 	mv requirements.tmp requirements.lock && rm -rf .venv-lock
 

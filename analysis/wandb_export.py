@@ -37,6 +37,8 @@ def to_wandb(
     files = list(files)
     if missing := [str(file) for file in files if not file.exists()]:
         raise WandbError(f"{', '.join(missing)}: not there to be exported")
+    if os.environ.get("WANDB_MODE") == "disabled":
+        raise WandbError("WANDB_MODE is disabled, so nothing can be exported; online and offline would be right")
     try:
         import wandb  # noqa: PLC0415 - an extra, and slow to import
     except ImportError as error:

@@ -19,8 +19,8 @@ class AttentionHeads(Mixer):
     """The projections of multi-head attention, optionally with rotary positions and fewer key-value heads than heads.
 
     **Arguments:** `num_heads` H, which divides `d_model`; `num_kv_heads` G, which divides H and defaults to it
-    (Ainslie et al. 2023, arXiv 2305.13245); `use_rope`: rotate queries and keys by their position; `rope_fraction`: of
-    each head's width, the part that is rotated, the first (Black et al. 2022, arXiv 2204.06745, section 2.1.1).
+    (Ainslie et al. 2023, arXiv 2305.13245); `use_rope`: rotate queries and keys by their position, `rope_fraction` of
+    each head's features, the first ones (Black et al. 2022, arXiv 2204.06745, section 2.1.1).
     """
 
     def __init__(
@@ -38,10 +38,9 @@ class AttentionHeads(Mixer):
             raise SettingError("num_kv_heads", num_kv_heads, f"it must divide num_heads = {num_heads}")
         if use_rope and (width := d_model // num_heads) % 2:
             raise SettingError("use_rope", use_rope, f"it needs an even head width, and d_model / num_heads = {width}")
-        self.rotated = round(rope_fraction * (d_model // num_heads)) if use_rope else 0
-        if rope_fraction != 1 and (self.rotated % 2 or not self.rotated):
-            expected = f"of the head width d_model / num_heads = {d_model // num_heads} it must rotate an even number"
-            expected = expected if use_rope else "it goes with use_rope = true"
+        self.rotated = round(rope_fraction * (d_model // num_heads))
+        if use_rope and (self.rotated % 2 or not self.rotated):
+            expected = f"it must rotate an even number of a head's {d_model // num_heads} features"
             raise SettingError("rope_fraction", rope_fraction, expected)
         self.d_model, self.num_heads, self.num_kv_heads = d_model, num_heads, num_kv_heads or num_heads
         self.head_dim = d_model // num_heads

@@ -20,8 +20,8 @@ PERIOD = 0.5
 
 STYLES = {"completed": "green", "diverged": "yellow", "out_of_memory": "yellow", "failed": "red"}
 
-COUNTS = (("epoch", "epochs"), ("step", "steps"), ("done", "of"))
-"""What a line of a log counts, and of how many."""
+COUNTED = (("epoch", "epochs"), ("step", "steps"), ("prompt", "prompts"))
+"""How far a run is, and how far it goes, in a line of its log."""
 
 HEADLINES = {
     "accuracy": "accuracy {:.3f}",
@@ -111,7 +111,7 @@ def _share(directory: RunDirectory) -> float:
         last = json.loads(directory.log_path.read_text().splitlines()[-1])
     except (OSError, IndexError):
         return 0.0
-    done, of = next(pair for pair in COUNTS if pair[1] in last)
+    done, of = next(names for names in COUNTED if names[0] in last)
     return min(last[done] / last[of], 0.99)
 
 

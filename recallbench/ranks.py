@@ -8,7 +8,7 @@ leave everything as it is.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -31,6 +31,11 @@ def rank() -> int:
 def size() -> int:
     """How many were started together."""
     return int(os.environ.get("WORLD_SIZE", os.environ["SLURM_STEP_NUM_TASKS"] if _by_slurm() else 1))
+
+
+def alone(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process that is nobody's rank."""
+    return {k: v for k, v in environment.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", *SLURM)}
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
+from recallbench import ranks
 from recallbench.config import Settings
 from recallbench.interrupt import CannotGoOn, StopRequest
 
@@ -127,7 +128,7 @@ def _start(place: Place, todo: bytes, hear: Callable[[str], None]) -> Worker:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, **place},
+        env={**ranks.alone(os.environ), **place},
         start_new_session=True,
     )
     listener = threading.Thread(target=_converse, args=(process, todo, hear), daemon=True)

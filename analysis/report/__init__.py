@@ -24,7 +24,7 @@ from analysis.report.data import page_data
 from analysis.style import print_style
 
 _MANY = 300
-"""Architecture points beyond which static figures, whose labels are placed one by one, take minutes."""
+"""Architecture points beyond which the labels of static figures are neither readable nor soon placed."""
 
 
 class NoPlotlyError(ImportError):

@@ -136,7 +136,7 @@ function drawPlot() {
       hovertemplate: own.map((m) => `%{text}<br>${readable(m.x, x)}, ${readable(m.y, y)}<extra></extra>`),
       marker: { color, symbol, size: drawn.length > MANY ? 7 : 11, line: { color: "#fff", width: drawn.length > MANY ? 0.5 : 1 } },
       error_y: {
-        visible: several, type: "data", symmetric: false, color, thickness: 1, width: 0,
+        visible: several, type: "data", symmetric: false, color: "#888", thickness: 1, width: 0,
         array: own.map((mark) => mark.high - mark.y), arrayminus: own.map((mark) => mark.y - mark.low),
       },
     };
@@ -156,7 +156,7 @@ function drawPlot() {
   Plotly.react("plot", [line, ...families, ring], layout, { responsive: true, displaylogo: false, modeBarButtons });
   const rest = marks.length - drawn.length;
   const slice = data.slices[$("slice").value];
-  const on = [$("task").value, slice && slice.name].filter(Boolean).join(", ");
+  const on = [$("task-label").hidden ? "" : $("task").value, slice && slice.name].filter(Boolean).join(", ");
   $("status").textContent =
     `${marks.length} points, ${best.length} on the frontier of ${x.more ? "more" : "less"} ${x.title} and ` +
     `${y.more ? "more" : "less"} ${y.title}${on && `; ${on}`}` +
@@ -202,7 +202,7 @@ function drawCurve(mark) {
   const time = "epoch" in logs[0][1] ? "epoch" : "step";
   const traces = logs.map(([row, log]) => ({
     type: "scatter", mode: log[time].length > 1 ? "lines" : "markers", x: log[time], y: log[name] || [],
-    name: data.runs.seed ? `seed ${data.runs.seed[row]}` : "", line: { color: data.looks[mark.family].color, width: 1.5 },
+    name: data.runs.seed ? `seed ${data.runs.seed[row]}` : "", line: { width: 1.5 },
   }));
   const layout = {
     showlegend: false, paper_bgcolor: "#0000", plot_bgcolor: "#0000", margin: { l: 45, r: 8, t: 8, b: 35 },

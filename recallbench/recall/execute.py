@@ -49,7 +49,7 @@ def _record(directory: WritableDirectory[Evaluation], execution: ExecutionConfig
         nonlocal told
         if time.monotonic() - told > PERIOD:
             told = time.monotonic()
-            directory.write_log([{"done": done, "of": of}])
+            directory.write_log([{"prompt": done, "prompts": of}])
 
     status, reason = "completed", None
     with suppress(ClaimLost), open_logger(execution.logger, directory.run) as logger:

@@ -16,7 +16,7 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     p = successes / trials
     middle = (p + Z**2 / (2 * trials)) / (1 + Z**2 / trials)
     half = Z / (1 + Z**2 / trials) * math.sqrt(p * (1 - p) / trials + Z**2 / (4 * trials**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return middle - half if successes else 0.0, middle + half if successes < trials else 1.0
 
 
 def proportion(right: list[bool]) -> dict[str, float]:

@@ -24,8 +24,8 @@ Model = LanguageModel | HuggingFaceModel
 RELEASED = "gpt2"
 """The tokeniser of the Based authors' releases."""
 
-FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.tiktoken", "*.py"]
-"""What is fetched of a model on the hub."""
+FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.tiktoken"]
+"""What is fetched of a model on the hub; where there are no safetensors, what torch has pickled instead."""
 
 
 class TrainedConfig(BaseModel):
@@ -78,7 +78,7 @@ class Source:
             return []
         import transformers  # noqa: PLC0415 - an extra, and slow to import
 
-        return list(transformers.AutoTokenizer.from_pretrained(self.config.name)("")["input_ids"])
+        return list(transformers.AutoTokenizer.from_pretrained(self.folder)("")["input_ids"])
 
     def longest(self) -> int | None:
         """Tokens that it can read at most, where something limits it."""
@@ -151,7 +151,7 @@ def _hub(settings: Mapping[str, Any], label: str | None) -> Source:
     folder = fetch("name", given.name, given.revision)
     told = {f"model.{key}": value for key, value in given.model_dump(exclude={"vocab_size"}).items()}
     family = label or Path(given.name).name
-    return Source(given, given, family, told, {"weights": _weights_digest(folder)}, given.name, folder)
+    return Source(given, given, family, told, {"weights": _weights_digest(folder)}, str(folder), folder)
 
 
 def fetch(setting: str, name: str, revision: str | None) -> Path:
@@ -166,7 +166,10 @@ def fetch(setting: str, name: str, revision: str | None) -> Path:
     import huggingface_hub  # noqa: PLC0415 - an extra
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=FILES))
+        found = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=FILES))
+        if not any(found.glob("*.safetensors")):
+            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns="*.bin")
+        return found
     except Exception as error:  # of the hub's own kinds, of the network's, of an ill-formed name
         reason = str(error).strip().partition("\n")[0]
         raise SettingError(

@@ -25,6 +25,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeE
 from torch import Tensor
 
 from models.settings import SettingError
+from recallbench import ranks
 from recallbench.claim import take
 from recallbench.disk import write_atomically, writing
 from recallbench.text.associative_recall import frequent_bigrams
@@ -48,9 +49,9 @@ PERIOD = 0.5
 class DataConfig(BaseModel):
     """What every corpus has.
 
-    `field`: of a document, its text. `documents`: no more than so many of them for training. `validation_fraction`:
-    of the documents, from the end, where validation has no source of its own. `tokenizer`: as `load_tokenizer`, or
-    `bpe` for one that is trained on the corpus, of `vocab_size` tokens. `folder`: where shards are kept.
+    `field`: of a document, its text. `documents`: the first so many, those of a validation source of its own aside.
+    `validation_fraction`: of the documents, from the end, where validation has none. `tokenizer`: as `load_tokenizer`,
+    or `bpe` for one that is trained on the corpus, of `vocab_size` tokens. `folder`: where shards are kept.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
@@ -182,7 +183,9 @@ def prepare(data: TextData | HuggingFaceData) -> Corpus:
         claim = take(folder)
         if claim is None:
             if not waiting:
-                Console(stderr=True).print(f"waiting for the process that prepares {folder}", highlight=False)
+                Console(stderr=True, quiet=ranks.rank() > 0).print(
+                    f"waiting for the process that prepares {folder}", highlight=False
+                )
             waiting = True
             time.sleep(PERIOD)
             continue

@@ -1,6 +1,6 @@
 """Documents from files or a dataset, in an order that never changes, in pieces that fit into memory.
 
-A piece is a document, or some of the lines of a long `.txt` file, of which each is one document.
+A piece is a document, or some of the lines of a long file that is one document.
 """
 
 import glob
@@ -16,12 +16,12 @@ from typing import Any, NamedTuple, Protocol
 from models.settings import SettingError
 
 PIECE = 2**20
-"""Bytes of a `.txt` file after which a piece ends with the line."""
+"""Bytes of a file that is one document, after which a piece ends with the line."""
 
 READ = 2**20
 """Bytes that are read of a file at a time."""
 
-FORMATS = (".txt", ".jsonl")
+FORMATS = (".txt", ".md", ".jsonl")
 PACKED: dict[str, Callable[[], Any]] = {
     ".gz": lambda: zlib.decompressobj(31),
     ".xz": lzma.LZMADecompressor,
@@ -59,7 +59,7 @@ class Source(Protocol):
 
 
 class TextFile:
-    """A `.txt` or `.jsonl` file, as it is or packed by gzip, xz or zstandard."""
+    """A `.txt`, `.md` or `.jsonl` file, as it is or packed by gzip, xz or zstandard."""
 
     def __init__(self, setting: str, path: Path, field: str):
         self.setting, self.path, self.field = setting, path, field
@@ -68,7 +68,7 @@ class TextFile:
         self.packed = path.suffix if path.suffix in PACKED else ""
         self.format = Path(path.name.removesuffix(self.packed)).suffix
         if self.format not in FORMATS:
-            raise self._wrong(f"it must end in {' or '.join(FORMATS)}, also with {', '.join(PACKED)} behind it")
+            raise self._wrong(f"it must end in {', '.join(FORMATS)}, also with {', '.join(PACKED)} behind it")
         if self.packed == ".zst" and importlib.util.find_spec("zstandard") is None:
             raise self._wrong("it needs zstandard: pip install 'recallbench[recall]'")
 

@@ -39,8 +39,8 @@ class LanguageTask(BaseModel):
     """To tell the next token of running text, in windows of `sequence_length` of it.
 
     `validations`: so many times in training, evenly spread, on `validation_sequences` windows; at the end on
-    `test_sequences`, evenly spread, null for all. `frequent_bigrams`: one that training holds more often is frequent, and
-    none to recall. `seed`: of the order of the windows.
+    `test_sequences`, both evenly spread over what is held out, null for all of it. `frequent_bigrams`: one that
+    training holds more often is frequent, and none to recall. `seed`: of the order of the windows.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)

@@ -261,6 +261,18 @@ def test_thousands_of_points_are_drawn_by_webgl_and_the_table_stays_short(browse
     assert len(page.table()) == 1200
 
 
+def test_one_task_is_looked_at_at_a_time(browser, record, write, tmp_path):
+    mqar, hops = record("gla", 0.5), record("gla", 0.7, seed=1)
+    hops["config"] |= {"task.name": "two_hop"}
+    runs = analysis.load(write([mqar, hops]))
+    report.write(runs, curves([]), tmp_path / "tasks.html", title="tasks")
+    page = Page(browser, tmp_path / "tasks.html")
+    assert page.drawn() == [[4096, 0.5]]
+    page.set("task", "two_hop")
+    assert page.drawn() == [[4096, 0.7]]
+    assert page.text("#status").endswith("more accuracy; two_hop")
+
+
 def test_equal_runs_give_an_equal_page_and_missing_numbers_are_null(written):
     runs, _ = written
     unknown = runs.assign(

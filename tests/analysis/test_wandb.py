@@ -163,6 +163,10 @@ def test_what_cannot_be_had_is_one_sentence(monkeypatch, offline, tmp_path):
         analysis.to_wandb(runs, study="a study")
     with pytest.raises(WandbError, match=r"missing\.png: not there"):
         analysis.to_wandb(runs, study="old", files=[tmp_path / "missing.png"])
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with pytest.raises(WandbError, match="WANDB_MODE is disabled"):
+        analysis.to_wandb(runs, study="old")
+    monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setitem(sys.modules, "wandb.proto.wandb_internal_pb2", None)
     for ask in (

@@ -149,7 +149,7 @@ BAD = {
     "cut.jsonl.xz": (lzma.compress(jsonl(texts(9)))[:-20], "it ends in the middle of its archive"),
     "cut.jsonl.zst": (zstandard.compress(jsonl(texts(9)))[:-20], "it ends in the middle of its archive"),
     "no.txt.gz": (b"plain text", "it cannot be unpacked"),
-    "some.pdf": (b"text", "it must end in .txt or .jsonl"),
+    "some.pdf": (b"text", "it must end in .txt, .md, .jsonl"),
 }
 
 
@@ -215,6 +215,34 @@ def test_a_corpus_that_is_killed_goes_on_from_its_last_shard(tmp_path, monkeypat
         assert tokens(corpus.train) == tokens(expected.train)
         assert done == {path: path.stat().st_mtime_ns for path in done}
         assert len(as_tokens(seen)) == corpus.tokens - sum(corpus.shards[: shards - 1])
+
+
+def test_processes_that_want_one_corpus_make_it_once(tmp_path, monkeypatch):
+    folder = write(tmp_path / "text", {"a.jsonl": jsonl(texts(40))})
+    children = []
+    for _ in range(3):
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                prepare(data(folder))
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0, 0]
+    seen = count_tokenised(monkeypatch)
+    corpus = prepare(data(folder))
+    assert tokens(corpus.train) + tokens(corpus.validation) == as_tokens(texts(40))
+    assert not seen
+    assert not list(corpus.folder.glob("claim*"))
+
+
+def test_half_a_surrogate_is_text_that_cannot_be(tmp_path):
+    """JSON can hold one, UTF-8 cannot."""
+    lines = json.dumps({"text": "a\ud800b"}) + "\n" + json.dumps({"text": "c"}) + "\n"
+    corpus = prepare(data(write(tmp_path / "text", {"a.jsonl": lines.encode()})))
+    assert tokens(corpus.train) == as_tokens(["a?b"])
 
 
 def test_a_corpus_whose_files_have_changed_is_read_again(tmp_path):

@@ -34,9 +34,13 @@ TASK = {
 }
 
 
+def renamed(name, names):
+    return functools.reduce(lambda text, pair: text.replace(*pair), names.items(), name)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """One small transformer as our training leaves it (runs/trained) and as transformers saves it (llama), and data."""
+    """One small transformer as our training leaves it, as transformers saves it and as a release has it; and data."""
     root = tmp_path_factory.mktemp("evaluation")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -80,8 +84,7 @@ def folder(tmp_path_factory):
     }
     state = {}
     for name, tensor in ours.state_dict().items():
-        new = functools.reduce(lambda text, pair: text.replace(*pair), names.items(), name)
-        state["model.norm.weight" if name == "norm.weight" else new] = tensor
+        state["model.norm.weight" if name == "norm.weight" else renamed(name, names)] = tensor
     missing = llama.load_state_dict(state, strict=False)
     assert missing.missing_keys == ["lm_head.weight"]
     assert not missing.unexpected_keys
@@ -98,6 +101,25 @@ def folder(tmp_path_factory):
     directory.begin()
     directory.save_weights(dict(ours.state_dict()))
     directory.write_record(None, "completed", None, {})
+
+    published = {
+        "blocks.": "layers.",
+        "mixer_norm.": "norm1.",
+        "mlp_norm.": "norm2.",
+        "mixer.o_proj.": "mixer.out_proj.",
+        "embedding.": "embeddings.word_embeddings.",
+    }
+    release = {"transformer." + renamed(name, published): tensor for name, tensor in ours.state_dict().items()}
+    for i in range(LAYERS):
+        layer = f"transformer.layers.{i}."
+        q, k, v = (release.pop(f"{layer}mixer.{part}_proj.weight") for part in "qkv")
+        gate, up = (release.pop(f"{layer}mlp.{part}_proj.weight") for part in ("gate", "up"))
+        release |= {f"{layer}mixer.Wqkv.weight": torch.cat([q, k, v]), f"{layer}mlp.fc1.weight": torch.cat([up, gate])}
+        release[f"{layer}mlp.fc2.weight"] = release.pop(f"{layer}mlp.down_proj.weight")
+    release["transformer.ln_f.weight"] = release.pop("transformer.norm.weight")
+    (root / "release").mkdir()
+    torch.save(release, root / "release" / "pytorch_model.bin")
+    (root / "release" / "config.json").write_text(json.dumps({"n_head": HEADS, "rotary_emb_fraction": 1}))
 
     (root / "data").mkdir()
     generator = torch.Generator().manual_seed(0)
@@ -174,8 +196,8 @@ def test_the_score_of_a_task_is_the_harness_s_in_each_form_of_the_model(folder, 
     expected = evaluate(theirs, loaded, bootstrap_iters=0)["results"]["swde"]["contains,none"]
     assert 0 < expected < 1
     stop = StopRequest()
-    for model in ({"run": folder[1]}, {"name": str(root / "llama")}):
-        config = configuration(folder, model=model)
+    for model in ({"run": folder[1]}, {"name": str(root / "llama")}, {"checkpoint": str(root / "release")}):
+        config = configuration(folder, model=model, task={"tokenizer": str(root / "llama")})
         (run,) = runs_of(config)
         perform([run], execution_of(config), stop)
         record = RunDirectory(root / "runs", run.identity).record()

@@ -11,6 +11,7 @@ from models.mixers import ALL_MIXERS
 from models.settings import SettingErrors, schema
 from recallbench.__main__ import CONFIGURATION
 from recallbench.config import PARTS, ExecutionConfig, TrainConfig, execution_of, plain, resolve, runs_of
+from recallbench.recall.evaluation import TASKS as EVALUATIONS
 from recallbench.tasks import TASKS
 
 DEFAULT = "d98bf315220b81f1"
@@ -161,7 +162,9 @@ def test_a_mixers_yaml_holds_its_defaults(mixer):
 
 def test_every_mixer_and_every_task_can_be_chosen_at_the_command_line():
     assert {path.stem for path in (CONFIGURATION / "mixer").iterdir()} == set(ALL_MIXERS)
-    names = {path.stem for path in (CONFIGURATION / "task").iterdir()} - {"lm"}  # which is no recall task
+    names = {path.stem for path in (CONFIGURATION / "task").iterdir()}
+    assert names > EVALUATIONS.keys()
+    names -= {"lm", *EVALUATIONS}  # which are no recall tasks
     assert {compose(f"task={name}")["task"]["name"] for name in names} == set(TASKS)
 
 

@@ -19,6 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from models import build_model
 from models.settings import SettingErrors
+from recallbench import ranks
 from recallbench.__main__ import CONFIGURATION
 from recallbench.config import ExecutionConfig, plain
 from recallbench.interrupt import Stopped, StopRequest
@@ -270,6 +271,23 @@ def ranked(folder, run, stops=(None, None)):
                 os._exit(status)
         children.append(child)
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, (0, 1)),
+        ({"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, (1, 4)),
+        ({"SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "2", "SLURM_LOCALID": "2"}, (2, 3)),
+        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, (0, 1)),
+        ({"SLURM_NTASKS": "3", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, (0, 1)),  # sbatch's own shell
+    ],
+)
+def test_a_process_knows_its_rank_from_who_started_it(environment, expected, monkeypatch):
+    monkeypatch.setattr(os, "environ", {**ranks.alone(os.environ), **environment})
+    assert (ranks.rank(), ranks.size()) == expected
+    monkeypatch.setattr(os, "environ", ranks.alone(os.environ))
+    assert (ranks.rank(), ranks.size()) == (0, 1)
 
 
 def test_two_processes_train_as_one(language, carry_out, tmp_path):
