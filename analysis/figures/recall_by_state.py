@@ -16,10 +16,14 @@ from analysis.figures import NotEnough
 from analysis.geometry import Floats
 from analysis.pareto import frontier
 from analysis.scatter import FRONTIER, looks, scatter, stacked, state_title, steps
-from analysis.style import FAINT_INK, accuracy_axis, bytes_axis, print_style
+from analysis.style import FAINT_INK, accuracy_axis, bytes_axis, print_style, readable_bytes
 from analysis.theory import study_bound
 
 _BOUND: dict[str, Any] = {"color": FAINT_INK, "linewidth": 0.9, "linestyle": (0, (1, 1))}
+
+
+_FAR = 32
+"""A bound that is so many times below the least state is said, not drawn: the axis is for the points."""
 
 
 def table(runs: DataFrame) -> DataFrame:
@@ -39,7 +43,7 @@ def _bound(runs: DataFrame, most: float) -> Floats:
     From where it is right half of the time, up to where it reaches 1 and says no more.
     """
     try:
-        sizes = np.geomspace(1, most, 200)
+        sizes = np.unique(np.geomspace(1, most, 2000).round())
         bound = study_bound(as_trained(runs), 8 * sizes)
     except (KeyError, ValueError):
         return np.empty((0, 2))
@@ -55,7 +59,11 @@ def draw(runs: DataFrame) -> Figure:
     drawn = drawn.sort_values(["frontier", "accuracy"], ascending=False)
     bound = _bound(runs, drawn["state.bytes"].to_numpy(float).max())
     others = [Line2D([], [], **FRONTIER, label="Pareto frontier")]
-    others += [Line2D([], [], **_BOUND, label="recurrent bound")] if len(bound) else []
+    if len(bound) and bound[-1, 0] * _FAR < drawn["state.bytes"].min():
+        said = f"recurrent bound: 1 from {readable_bytes(bound[-1, 0])} on"
+        others, bound = [*others, Line2D([], [], linestyle="", label=said)], bound[:0]
+    elif len(bound):
+        others.append(Line2D([], [], **_BOUND, label="recurrent bound"))
     figure, (axes,) = stacked(looks(drawn), others=others)
     axes.set_xlabel(state_title(drawn))
     axes.set_ylabel("recall accuracy")

@@ -22,14 +22,13 @@ from analysis.figures import (
     recall_by_throughput,
     throughput_by_batch,
 )
-from analysis.labels import typeset
 from analysis.style import COLUMN_WIDTH, save
 
 FIGURES = figures.discover()
 
 GOLDEN = Path(__file__).parent / "golden"
-TOLERANCE = 4.0
-"""Root mean square of channels from 0 to 255; a missing marker makes more."""
+TOLERANCE = 2.5
+"""Root mean square of channels from 0 to 255; the few colours in which the pictures are kept make up to 2."""
 
 AXES = {
     "accuracy_by_sequence_length": ("sequence_length", "accuracy"),
@@ -171,11 +170,8 @@ def test_recall_by_state_draws_its_table(runs):
 def test_recall_by_state_labels_points_clear_of_all_markers(runs):
     drawn = recall_by_state.draw(runs)
     table = recall_by_state.table(runs)
-    shown = [(text.get_text(), box) for text, box in texts(drawn) if text in drawn.axes[0].texts]
-    labels = [box for _, box in shown]
-    best = table.loc[table["frontier"] & (table["label"] != ""), "label"]
-    assert {typeset(label) for label in best} <= {text for text, _ in shown}
-    assert len(labels) >= 15
+    labels = [box for text, box in texts(drawn) if text in drawn.axes[0].texts]
+    assert len(labels) == (table["label"] != "").sum()
     markers = drawn.axes[0].transData.transform(table[["state.bytes", "accuracy"]].to_numpy(float))
     assert not any(box.contains(x, y) for box in labels for x, y in markers)
 
@@ -251,13 +247,19 @@ def test_the_learning_rate_of_an_evaluation_is_that_of_its_training(record, writ
 
 
 def test_the_bound_of_recurrent_models_is_beside_recall_of_mqar_alone(record, write):
-    def lines(**config):
-        run = record()
-        run["config"] |= config
-        return [text.get_text() for text in recall_by_state.draw(load(write([run]))).legends[0].get_texts()]
+    """Drawn where it is near: 16 pairs of 4096 values take 16 log2 4096 bits, 24 bytes; said where it is far."""
 
-    assert "recurrent bound" in lines()
-    assert "recurrent bound" not in lines(**{"task.name": "two_hop", "seed": 1})
+    def legend(**changed):
+        run = record(state_bytes=changed.pop("state_bytes", 512))
+        run["config"] |= changed
+        drawn = recall_by_state.draw(load(write([run])))
+        return [text.get_text() for text in drawn.legends[0].get_texts()], plotted(drawn)
+
+    names, points = legend()
+    assert "recurrent bound" in names
+    assert max(x for x, y in points if y == 1) == pytest.approx(24, rel=0.05)
+    assert "recurrent bound: 1 from 24 B on" in legend(state_bytes=1 << 20, seed=1)[0]
+    assert not any("bound" in name for name in legend(**{"task.name": "two_hop", "seed": 2})[0])
 
 
 def test_rooflines_are_tokens_over_the_floor(records_for, write):
