@@ -28,7 +28,7 @@ MISTAKES = [
     ("mixr=based", "mixr is 'based': there is no such setting; did you mean mixer?"),
     ("mixer=basd", "mixer is 'basd': it must be one of attention, based, "),
     ("mixer=", "mixer is '': it must be one of attention, based, "),
-    ("task=mqr", "task is 'mqr': it must be one of lm, mqar, "),
+    ("task=mqr", "task is 'mqr': it must be one of extraction, fda, lm, "),
     ("logger=tensorboard", "logger is 'tensorboard': it must be one of none, wandb"),
     ("+study=nope", "study is 'nope': it must be one of "),
     ("study=quick", "study is 'quick': a configuration of this group is added, as +study=quick"),
