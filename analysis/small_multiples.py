@@ -85,6 +85,8 @@ def _panels(figure: Figure, drawn: DataFrame, title: str, ticks: dict[Any, str],
     columns = 2 if across / 2 - side - _GAP >= _LEAST_WIDTH else 1
     rows = math.ceil(len(labels) / columns)
     width = across / columns - side - _GAP
+    if width < _LEAST_WIDTH / 2:
+        raise NotEnough("the names of its points leave no room beside them; those of one study are shorter")
     height = max(_LEAST_HEIGHT, labels.map(len).max() * line_height() / 72)
     sizes = np.array([text_size(figure, name) for name in ticks.values()])
     under = _BOTTOM + (sizes[:, 0].max() - sizes[:, 1].max() if named else 0)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 from matplotlib.text import Text
+from pandas import DataFrame
 from PIL import Image
 
 from analysis import figures, frontier, load, points
@@ -22,6 +23,7 @@ from analysis.figures import (
     recall_by_throughput,
     throughput_by_batch,
 )
+from analysis.small_multiples import small_multiples
 from analysis.style import COLUMN_WIDTH, save
 
 FIGURES = figures.discover()
@@ -283,3 +285,12 @@ def test_speeds_under_several_conditions_share_no_axis(record, records_for, writ
     table = recall_by_throughput.table(load(write([*records, odd])))
     assert set(table["batch_size"]) == {8}
     assert len(table) == 18
+
+
+def test_names_that_leave_no_room_are_said():
+    place = {"family": "based", "state.bytes": 64, "label": " ".join(f"setting_{i}={i}" for i in range(9))}
+    drawn = DataFrame(
+        [{**place, "n": n, **dict.fromkeys(("accuracy", "accuracy_min", "accuracy_max"), 0.5)} for n in (1, 2)]
+    )
+    with pytest.raises(NotEnough, match="names of its points leave no room"):
+        small_multiples(drawn, "n", "n")
