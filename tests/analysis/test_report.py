@@ -238,7 +238,7 @@ def test_text_of_configurations_is_text(page, written):
     tooltip = page.js("return document.querySelector('.hovertext').textContent")
     assert EVIL in tooltip
     images = page.js("return [...document.images].map((image) => image.src.slice(0, 5))")
-    assert images == ["data:"] * 2
+    assert set(images) == {"data:"}
     assert page.js("return document.scripts.length") == 3
 
 
