@@ -87,10 +87,10 @@ def marker(style: Look) -> dict[str, Any]:
 def state_title(drawn: DataFrame) -> str:
     """What an axis of state says: the length and the dtype at which it was measured."""
     lengths, dtypes = (sorted(drawn[name].dropna().unique()) for name in ("state.length", "state.dtype"))
-    # Where dtypes differ, labels tell them: the dtype of decoding is a setting of the point.
-    told = [f"$N$ = {lengths[0]:.0f}"] if lengths else []  # of old logs nobody may know
-    told += dtypes if len(dtypes) < 2 else ["dtype by label"]
-    return f"state per sequence ({', '.join(told)})" if told else "state per sequence"
+    # Old logs say neither. Where dtypes differ, labels tell them: the dtype of decoding is a setting of the point.
+    said = [f"$N$ = {lengths[0]:.0f}"] if lengths else []
+    said += dtypes if len(dtypes) < 2 else ["dtype by label"]
+    return f"state per sequence ({', '.join(said)})" if said else "state per sequence"
 
 
 def legend(figure: Figure, handles: Sequence[Line2D]) -> None:
