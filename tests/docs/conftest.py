@@ -59,7 +59,8 @@ def at_hand(monkeypatch, tmp_path):
     fetch = monkeypatch.setattr
     fetch("recallbench.recall.source.fetch", lambda setting, name, revision: Path(name if name in HUB else HUB[-1]))
     fetch("recallbench.recall.evaluation._check_harness", lambda task, tokenizer, errors: None)  # data of the hub
-    fetch("analysis.__main__.from_wandb", lambda *_, **__: analysis.load("results/based_figure2.parquet"))
+    for module in ("analysis", "analysis.__main__"):
+        fetch(f"{module}.from_wandb", lambda *_, **__: analysis.load("results/based_figure2.parquet"))
     fetch("analysis.__main__.to_wandb", lambda *_, **__: "there")
     # as on the machine that a command is meant for
     fetch("recallbench.throughput.measurement.Measurement.check_device", lambda run, device: None)

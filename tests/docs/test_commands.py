@@ -31,6 +31,11 @@ def commands(page: Path) -> list[list[str]]:
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
+def python_of(page: Path) -> list[str]:
+    """The page's blocks of Python."""
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
 def run(monkeypatch, words: list[str]) -> int:
     """The status of a command."""
     replaced = {"roneneldan/TinyStories": "stories/TinyStories", "=...": "=notes.jsonl"}
@@ -81,3 +86,12 @@ def test_the_commands_of_a_page_work(page, at_hand, monkeypatch, capfd):
     assert run(monkeypatch, ["python", "-m", "recallbench", "+study=quick"]) == 0  # which some pages look back at
     for words in commands(page):
         assert run(monkeypatch, words) == 0, f"{shlex.join(words)}\n{''.join(capfd.readouterr())}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if python_of(page)], ids=lambda page: page.stem)
+def test_the_python_of_a_page_works(page, at_hand, monkeypatch):
+    for module, study in (("recallbench", "quick"), ("recallbench.throughput", "quick_throughput")):
+        assert run(monkeypatch, ["python", "-m", module, f"+study={study}"]) == 0
+    names = {"__name__": page.stem}
+    for block in python_of(page):
+        exec(compile(block, page.name, "exec"), names)
