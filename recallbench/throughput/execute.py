@@ -1,53 +1,16 @@
-"""Carrying out measurements: one after the other, each under a claim, and a record for each, also where it fails."""
+"""Carrying out measurements."""
 
-import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
 
-import torch
-
-from recallbench.checkpoint import WritableDirectory
-from recallbench.claim import ClaimLost
 from recallbench.config import ExecutionConfig
-from recallbench.device import check_device, choose_device
-from recallbench.holding import claimed
-from recallbench.interrupt import Stopped, StopRequest
-from recallbench.logger import open_logger
-from recallbench.memory import out_of_memory
-from recallbench.provenance import provenance
+from recallbench.device import check_device
+from recallbench.interrupt import StopRequest
+from recallbench.one_by_one import one_by_one
 from recallbench.throughput.measure import measure
 from recallbench.throughput.measurement import Measurement
 
 
 def execute(runs: Sequence[Measurement], execution: ExecutionConfig, stop: StopRequest) -> None:
-    """Give each measurement a record, unless it has one; what another process holds is left to it.
-
-    **Raises** `Stopped` once `stop` is made; `SettingError` for what this device cannot do, or is not; `DiskTrouble`.
-    """
+    """As `one_by_one`. **Raises** `SettingError`, too, for what this device cannot do, or is not."""
     check_device(runs, execution)
-    for run in runs:
-        if stop.made:
-            raise Stopped
-        directory = WritableDirectory(execution.runs, run)
-        if directory.has_record() and not execution.rerun:
-            continue
-        with claimed(directory, execution) as ours:
-            if ours:
-                _record(directory, execution, stop)
-    if stop.made:
-        raise Stopped
-
-
-def _record(directory: WritableDirectory[Measurement], execution: ExecutionConfig, stop: StopRequest) -> None:
-    device = choose_device(execution.device)
-    status, reason = "completed", None
-    with suppress(ClaimLost), open_logger(execution.logger, directory.run) as logger:
-        try:
-            with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-                measured = measure(directory.run, device, stop)
-        except Exception as error:
-            status = "out_of_memory" if out_of_memory(error) else "failed"
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            measured = {"provenance": provenance(device, 1)}
-            directory.write_error(traceback.format_exc())
-        logger.finish(directory.write_record(execution.study, status, reason, measured))
+    one_by_one(runs, lambda directory, device, stop: measure(directory.run, device, stop), execution, stop)
