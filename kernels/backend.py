@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
+from triton import knobs
 
 Backend = Literal["reference", "triton"]
 
@@ -40,8 +40,12 @@ KERNELS = {
     "short_conv_step": Serves({"k": (2, 8)}, contiguous=True),
     "selective_scan": Serves({"S": (1, 256)}, gradient=True),
     "selective_scan_step": Serves({"S": (1, 256)}),
-    "cross_entropy": Serves(gradient=True),  # and widths up to `kernels.cross_entropy_triton.MAX_WIDTH`
+    "cross_entropy": Serves({"D": (1, 512)}, gradient=True),
+    "cross_entropy_float32": Serves({"D": (1, 256)}, gradient=True),  # rows take twice the room on the chip
 }
+
+INTERPRETED = knobs.runtime.interpret
+"""Whether Triton runs kernels in its interpreter, on a CPU too: fixed when it is imported."""
 
 _asked: Backend | None = None
 
@@ -80,11 +84,11 @@ def obstacle(kernel: str, inputs: Sequence[Tensor], state: Sequence[Tensor], siz
     serves = KERNELS[kernel]
     if not _runs_on(inputs[0].device):
         return f"got tensors on {inputs[0].device}, and its kernel takes those on a GPU"
-    for tensors, dtypes in ((inputs, WIDE), (state, serves.state)):
+    for what, tensors, dtypes in (("an input", inputs, WIDE), ("a state", state, serves.state)):
         for t in tensors:
             if t.dtype not in dtypes:
                 names = ", ".join(str(dtype) for dtype in dtypes)
-                return f"got a tensor in {t.dtype}, and its kernel takes {names}"
+                return f"got {what} in {t.dtype}, and its kernel takes {names}"
     for name, size in sizes.items():
         least, most = serves.sizes[name]
         if not least <= size <= most:
@@ -98,4 +102,4 @@ def obstacle(kernel: str, inputs: Sequence[Tensor], state: Sequence[Tensor], siz
 
 def _runs_on(device: torch.device) -> bool:
     """On a GPU, or anywhere in Triton's interpreter."""
-    return device.type == "cuda" or triton.knobs.runtime.interpret
+    return device.type == "cuda" or INTERPRETED

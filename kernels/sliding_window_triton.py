@@ -91,7 +91,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, ring_k: Tensor, ring_v: Tensor, length: T
 
 def widths(K: int, V: int) -> tuple[int, int, int, int]:
     """K and V, each with the power of two that holds it."""
-    BK, BV = (max(2, triton.next_power_of_2(width)) for width in (K, V))
+    BK, BV = (1 << max(1, (width - 1).bit_length()) for width in (K, V))
     return K, BK, V, BV
 
 

@@ -33,13 +33,13 @@ def feature_count(K: int) -> int:
 @cache
 def features(K: int, device: torch.device | str = "cpu") -> Features:
     """The features of K inputs: 1, then each input, then the products of two, the first ever the earlier."""
-    cpu = {"device": "cpu"}  # whatever the default device is when they are first asked for
-    pairs = torch.triu_indices(K, K, **cpu)
-    one = torch.tensor([K], **cpu)
-    first = torch.arange(K, **cpu), one.expand(K)
+    cpu = torch.device("cpu")  # whatever the default device is when they are first asked for
+    pairs = torch.triu_indices(K, K, device=cpu)
+    one = torch.tensor([K], device=cpu)
+    first = torch.arange(K, device=cpu), one.expand(K)
     left, right = (torch.cat([one, t, p]) for t, p in zip(first, pairs, strict=True))
     # (q . k)^2 / 2K holds a square once and any other product twice.
     quadratic = torch.where(pairs[0] == pairs[1], 1 / (2 * K), 1 / K).double().sqrt()
-    linear = torch.full((K,), K**-0.25, dtype=torch.float64, **cpu)
+    linear = torch.full((K,), K**-0.25, dtype=torch.float64, device=cpu)
     weight = torch.cat([torch.ones_like(linear[:1]), linear, quadratic])
     return Features(left.to(device), right.to(device), weight.to(device))

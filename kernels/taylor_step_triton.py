@@ -3,7 +3,7 @@
 A token and head take 4 F V operations, and twice the F (V + 1) elements of S and z: in float32 at K = 16 and V = 64
 79,560 bytes, at half an operation a byte. So it is bound by the bytes; and as nothing is kept but a block of features,
 registers set no limit to K. The state may be in float32, bfloat16, float16 or 8 bits;
-sums are in float32, and what 8 bits cannot hold is the largest that they can, where torch makes it NaN or infinite.
+sums are in float32, and what 8 bits cannot hold becomes the largest that they can.
 """
 
 # Triton has no types for launches.
@@ -48,10 +48,10 @@ def taylor_step(
         phi_k *= tl.load(k_ptr + right, mask=right < K, other=1.0).to(tl.float32)
         at = f[:, None] * V + v[None, :]
         inside = (f < F)[:, None] & (v < V)[None, :]
-        S = tl.load(S_ptr + at, mask=inside).to(tl.float32) + phi_k[:, None] * value[None, :]
-        z = tl.load(z_ptr + f, mask=f < F).to(tl.float32) + phi_k
-        num += tl.where(inside, phi_q[:, None] * S, 0.0)
-        den += tl.where(f < F, phi_q * z, 0.0)
+        S = tl.load(S_ptr + at, mask=inside, other=0.0).to(tl.float32) + phi_k[:, None] * value[None, :]
+        z = tl.load(z_ptr + f, mask=f < F, other=0.0).to(tl.float32) + phi_k
+        num += phi_q[:, None] * S
+        den += phi_q * z
         tl.store(S_ptr + at, S.to(S_ptr.dtype.element_ty), mask=inside)
         tl.store(z_ptr + f, z.to(z_ptr.dtype.element_ty), mask=f < F)
     y = tl.sum(num, 0) / (tl.sum(den, 0) + eps)

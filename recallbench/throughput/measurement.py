@@ -40,7 +40,8 @@ def rows(value: object) -> object:
 class ThroughputConfig(BaseModel):
     """What is measured; `conf/throughput.yaml` says each.
 
-    `state_dtype`: by default `dtype`. `device_name`: what the speed belongs to, by default the device of the process
+    `state_dtype`: by default `dtype`. `backend`: `reference` for the models' own code alone, without Triton's kernels, and
+    by default those where they serve. `device_name`: what the speed belongs to, by default the device of the process
     that composes the configuration; one that measures refuses to where it has another.
     """
 
@@ -52,6 +53,7 @@ class ThroughputConfig(BaseModel):
     generate: PositiveInt = 128
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     state_dtype: StateDtype | None = None
+    backend: Literal["reference"] | None = None
     temperature: NonNegative = 0
     cuda_graph: bool = True
     passes: PositiveInt = 5
