@@ -40,9 +40,9 @@ def rows(value: object) -> object:
 class ThroughputConfig(BaseModel):
     """What is measured; `conf/throughput.yaml` says each.
 
-    `state_dtype`: by default `dtype`. `backend`: `reference` for the models' own code alone, without Triton's kernels, and
-    by default those where they serve. `device_name`: what the speed belongs to, by default the device of the process
-    that composes the configuration; one that measures refuses to where it has another.
+    `state_dtype`: by default `dtype`. `backend`: `reference` for plain PyTorch alone, by default Triton's kernels where
+    they serve. `device_name`: what the speed belongs to, by default the device of the process that composes the
+    configuration; one that measures refuses to where it has another.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
