@@ -9,25 +9,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.cross_entropy_triton import MAX_WIDTH, fused_answers, fused_cross_entropy
+from kernels.backend import Backend, takes_triton
+from kernels.cross_entropy_triton import fused_answers, fused_cross_entropy
 
 IGNORED = -100
 """The target of a row that asks for nothing; its loss is 0."""
 
 
-def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, backend: Backend | None = None) -> Tensor:
     """The loss of each row, in nats: `x` [..., D], `weight` [vocabulary, D], `targets` [...] -> float32 [...].
 
     Under autocast the products take its dtype; sums are in float32 always. Float64 stays float64.
     """
-    if _fused(x):
+    if _takes_triton(x, weight, backend):
         return fused_cross_entropy(*_operands(x, weight), targets.flatten()).view(targets.shape)
     return cross_entropy(F.linear(x, weight), targets)
 
 
-def linear_answers(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def linear_answers(x: Tensor, weight: Tensor, targets: Tensor, backend: Backend | None = None) -> tuple[Tensor, Tensor]:
     """The loss of each row as above, without gradients, and the token of the largest logit: [...], int64 [...]."""
-    if _fused(x):
+    if _takes_triton(x, weight, backend):
         loss, answer = fused_answers(*_operands(x, weight), targets.flatten())
         return loss.view(targets.shape), answer.view(targets.shape)
     logits = F.linear(x, weight)
@@ -40,8 +41,9 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(wide, targets.flatten(), ignore_index=IGNORED, reduction="none").view(targets.shape)
 
 
-def _fused(x: Tensor) -> bool:
-    return x.is_cuda and x.shape[-1] <= MAX_WIDTH.get(_product_dtype(x), 0)
+def _takes_triton(x: Tensor, weight: Tensor, backend: Backend | None) -> bool:
+    kernel = "cross_entropy_float32" if _product_dtype(x) == torch.float32 else "cross_entropy"
+    return takes_triton(kernel, backend, (x, weight), D=x.shape[-1])
 
 
 def _operands(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

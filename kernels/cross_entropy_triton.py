@@ -17,9 +17,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MAX_WIDTH = {torch.bfloat16: 512, torch.float16: 512, torch.float32: 256}
-"""The largest D whose rows the kernels hold on the chip, by the dtype of the products."""
-
 PROGRAMS = 132
 """So many share a pass over W, one for each processor of an H100, where it has the tokens to go round."""
 
@@ -212,7 +209,8 @@ _cross_entropy_forward.register_autograd(_backward, setup_context=_save)
 def fused_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """The losses [R] of `x` [R, D] and `weight` [V, D], by `targets` [R]; a negative one asks for nothing.
 
-    Products are in the dtype of `x`, where D <= MAX_WIDTH[dtype]; the gradient of `weight` comes in that of `weight`.
+    Products are in the dtype of `x`, where D is at most 512, or in float32 256; the gradient of
+    `weight` comes in that of `weight`.
     """
     return _cross_entropy_forward(x, weight, targets)[0]
 

@@ -9,12 +9,13 @@ never divided by, so that none can overflow. Work is 2 N steps, and the backward
 
 from collections.abc import Sequence
 from functools import reduce
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.backend import Backend, takes_triton
+from kernels.selective_scan_step_triton import fused_selective_scan_step
 from kernels.selective_scan_triton import fused_selective_scan
 
 CHUNK = 16
@@ -28,25 +29,29 @@ def selective_scan(
     B: Tensor,
     C: Tensor,
     state: Tensor,
-    backend: Literal["reference", "triton"] | None = None,
+    backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The parallel form. B and C are the paper's, so the batch is written as a dot here.
 
     **Arguments:** `x`, `dt` [., N, E] of E channels, dt >= 0; `A` [E, S] < 0; `B`, `C` [., N, S]; `state` [., E, S];
-    `backend`, by default Triton on a GPU, unless in float64, and the reference elsewhere.
+    `backend`: as `kernels.backend` says.
     **Returns** outputs [., N, E] in the dtype of `x`, and the state after all N tokens, in float32 or wider.
     """
     tensors = x, dt, A, B, C, state
-    if backend is None:
-        narrow = all(t.dtype != torch.float64 for t in tensors)
-        backend = "triton" if x.is_cuda and narrow else "reference"
-    if backend == "triton" and x.numel() > 0 and A.numel() > 0:
+    if takes_triton("selective_scan", backend, tensors[:5], (state,), S=A.shape[-1]):
         return fused_selective_scan(*tensors)
     return _in_chunks(*tensors)
 
 
-def selective_scan_step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """The recurrent form: x, dt [., E], B, C [., S], state [., E, S] -> output [., E], new state in its own dtype."""
+def selective_scan_step(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, backend: Backend | None = None
+) -> tuple[Tensor, Tensor]:
+    """The recurrent form: x, dt [., E], B, C [., S], state [., E, S] -> output [., E], new state in its own dtype.
+
+    Triton writes the new state in the place of the old one.
+    """
+    if takes_triton("selective_scan_step", backend, (x, dt, A, B, C), (state,), S=A.shape[-1]):
+        return fused_selective_scan_step(x, dt, A, B, C, state), state
     wide = torch.promote_types(x.dtype, torch.float32)
     dt, B, C = dt.to(wide), B.to(wide), C.to(wide)
     h = torch.exp(dt.unsqueeze(-1) * A) * state.to(wide) + (dt * x).unsqueeze(-1) * B.unsqueeze(-2)

@@ -324,14 +324,15 @@ def fused_selective_scan(
 
     No size may be 0. Under `torch.func.vmap` it is one call for all members.
 
-    **Raises** `ValueError` where shapes, dtypes or devices do not fit together.
+    **Raises** `ValueError` where shapes or devices do not fit together.
     """
-    _check(x, dt, A, B, C, state)
+    check(x, dt, A, B, C, state)
     y, final, _ = _scan(x, dt, A.unsqueeze(0), B, C, state, torch.is_grad_enabled())
     return y, final
 
 
-def _check(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor) -> None:
+def check(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor) -> None:
+    """**Raises** `ValueError` where shapes or devices do not fit together."""
     if x.ndim != 3 or A.ndim != 2:
         raise ValueError(f"selective_scan takes x [., N, E] and A [E, S], not {list(x.shape)} and {list(A.shape)}")
     (b, N, E), S = x.shape, A.shape[1]
@@ -342,9 +343,5 @@ def _check(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor
                 f"selective_scan got {name} {list(t.shape)}, and takes {list(shape)} with x {[b, N, E]} and {S} states"
             )
     for name, t in zip(("x", *shapes), (x, dt, A, B, C, state), strict=True):
-        if t.dtype not in {torch.float32, torch.bfloat16, torch.float16}:
-            raise ValueError(
-                f"selective_scan got {name} in {t.dtype}, and its kernels take float32, bfloat16 or float16"
-            )
         if t.device != x.device:
             raise ValueError(f"selective_scan got x on {x.device} and {name} on {t.device}, and takes one device")

@@ -1,10 +1,15 @@
-"""Short causal depthwise convolution: y_t = sum over i < k of w_i x_{t - k + 1 + i}, with k - 1 inputs as its state."""
+"""Short causal depthwise convolution: y_t = sum over i < k of w_i x_{t - k + 1 + i}, with k - 1 inputs as its state.
+
+Mixers pass its output through silu and multiply it by a gate, which here belong to it, as they do on the chip.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.backend import Backend, takes_triton
 from kernels.long_conv import long_conv
+from kernels.short_conv_triton import fused_short_conv, fused_short_conv_step
 
 MAX_SHIFTS = 8
 """Up to this k a sum of shifted products, which a compiler joins with its neighbours.
@@ -13,14 +18,26 @@ Above it the library's routine, or on a GPU, where that is slow, the long convol
 """
 
 
-def short_conv(x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor) -> tuple[Tensor, Tensor]:
+def short_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    past: Tensor,
+    *,
+    silu: bool = False,
+    gate: Tensor | None = None,
+    backend: Backend | None = None,
+) -> tuple[Tensor, Tensor]:
     """The parallel form.
 
-    **Arguments:** `x` [B, N, D]; `weight` [D, 1, k]; `bias` [D]; `past` [B, k - 1, D], the inputs before `x`.
+    **Arguments:** `x` [B, N, D]; `weight` [D, 1, k]; `bias` [D]; `past` [B, k - 1, D], the inputs before `x`;
+    `silu`: apply x sigmoid(x) to the output; `gate` [B, N, D]: multiply it, last; `backend`: as `kernels.backend` says.
     **Returns** outputs [B, N, D] and the last k - 1 inputs [B, k - 1, D] in the dtype of `past`.
     """
     if x.shape[1] == 0:
         return x, past
+    if _takes_triton("short_conv", x, weight, bias, past, gate, backend):
+        return fused_short_conv(x, weight, bias, past, silu, gate)
     N, k = x.shape[1], weight.shape[2]
     inputs = torch.cat([past.to(x.dtype), x], dim=1)  # [B, k - 1 + N, D]
     if k <= MAX_SHIFTS:
@@ -33,11 +50,41 @@ def short_conv(x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor) -> 
         y = y if bias is None else y + bias
     else:
         y = F.conv1d(inputs.transpose(1, 2), weight, bias, groups=x.shape[2]).transpose(1, 2)
-    return y, inputs[:, N:].to(past.dtype, copy=True)
+    return _activated(y, silu, gate), inputs[:, N:].to(past.dtype, copy=True)
 
 
-def short_conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor) -> tuple[Tensor, Tensor]:
-    """The recurrent form: `x` [B, D] -> [B, D]."""
+def short_conv_step(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    past: Tensor,
+    *,
+    silu: bool = False,
+    gate: Tensor | None = None,
+    backend: Backend | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The recurrent form: `x` and `gate` [B, D] -> [B, D]. Triton writes the new `past` in the place of the old one."""
+    if _takes_triton("short_conv_step", x, weight, bias, past, gate, backend):
+        return fused_short_conv_step(x, weight, bias, past, silu, gate), past
     inputs = torch.cat([past.to(x.dtype), x.unsqueeze(1)], dim=1)  # [B, k, D]
     y = torch.einsum("bkd,dk->bd", inputs, weight.squeeze(1))
-    return y if bias is None else y + bias, inputs[:, 1:].to(past.dtype, copy=True)
+    y = y if bias is None else y + bias
+    return _activated(y, silu, gate), inputs[:, 1:].to(past.dtype, copy=True)
+
+
+def _activated(y: Tensor, silu: bool, gate: Tensor | None) -> Tensor:
+    y = F.silu(y) if silu else y
+    return y if gate is None else y * gate
+
+
+def _takes_triton(
+    kernel: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    past: Tensor,
+    gate: Tensor | None,
+    backend: Backend | None,
+) -> bool:
+    inputs = [t for t in (x, weight, bias, gate) if t is not None]
+    return takes_triton(kernel, backend, inputs, (past,), k=weight.shape[-1])

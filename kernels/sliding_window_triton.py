@@ -14,18 +14,17 @@ from torch import Tensor
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
-DTYPES = {torch.float32, torch.bfloat16, torch.float16}
+BLOCK = 32
+"""Slots at a time."""
 
 
 @triton.jit
-def _step(
+def window_step(
     q_ptr, k_ptr, v_ptr, ring_k_ptr, ring_v_ptr, length_ptr, y_ptr,
-    H, G, W, scale, qb, qh, kb, kh, vb, vh,
+    b, h, H, G, W, scale, qb, qh, kb, kh, vb, vh,
     K: tl.constexpr, BK: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
     """One head of one sequence: softmax over the ring, BW slots at a time."""
-    b = tl.program_id(0).to(tl.int64)
-    h = tl.program_id(1)
     g = h // (H // G)
     d, e = tl.arange(0, BK), tl.arange(0, BV)
     q = tl.load(q_ptr + b * qb + h * qh + d, mask=d < K, other=0.0).to(tl.float32) * (scale * LOG2E)
@@ -59,17 +58,28 @@ def _step(
     tl.store(ring_v_ptr + at * V + e, new_v, mask=(e < V) & writes)
 
 
+@triton.jit
+def _step(
+    q_ptr, k_ptr, v_ptr, ring_k_ptr, ring_v_ptr, length_ptr, y_ptr,
+    H, G, W, scale, qb, qh, kb, kh, vb, vh,
+    K: tl.constexpr, BK: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, BW: tl.constexpr,
+):  # fmt: skip
+    window_step(
+        q_ptr, k_ptr, v_ptr, ring_k_ptr, ring_v_ptr, length_ptr, y_ptr,
+        tl.program_id(0).to(tl.int64), tl.program_id(1), H, G, W, scale, qb, qh, kb, kh, vb, vh, K, BK, V, BV, BW,
+    )  # fmt: skip
+
+
 @torch.library.custom_op("recallbench::sliding_window_step", mutates_args={"ring_k", "ring_v"})
 def _decode(q: Tensor, k: Tensor, v: Tensor, ring_k: Tensor, ring_v: Tensor, length: Tensor) -> Tensor:
     (B, H, K), (_, W, G, V) = q.shape, ring_v.shape
     q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
     y = q.new_empty(B, H, V)
-    widths = (max(2, triton.next_power_of_2(width)) for width in (K, V))
-    BK, BV = widths
     with torch.cuda.device_of(q):
         _step[(B, H)](
             q, k, v, ring_k, ring_v, length, y, H, G, W, K**-0.5,
-            *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], K, BK, V, BV, 32, num_warps=4,
+            *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
+            *widths(K, V), BLOCK, num_warps=4,
         )  # fmt: skip
     return y
 
@@ -79,24 +89,29 @@ def _(q: Tensor, k: Tensor, v: Tensor, ring_k: Tensor, ring_v: Tensor, length: T
     return q.new_empty(*q.shape[:2], ring_v.shape[-1])
 
 
-def fused_window_step(q: Tensor, k: Tensor, v: Tensor, ring_k: Tensor, ring_v: Tensor, length: Tensor) -> Tensor:
-    """The output of one token, and its key and value in their place.
+def widths(K: int, V: int) -> tuple[int, int, int, int]:
+    """K and V, each with the power of two that holds it."""
+    BK, BV = (1 << max(1, (width - 1).bit_length()) for width in (K, V))
+    return K, BK, V, BV
 
-    **Arguments:** `q` [B, H, K]; `k` [B, G, K] and `v` [B, G, V], each for H / G heads; `ring_k` [B, W, G, K] and
-    `ring_v` [B, W, G, V], updated in place: position p is in slot p mod W; `length` [B], the tokens before this one.
-    **Returns** [B, H, V]. **Raises** `ValueError` where shapes or dtypes do not fit together.
+
+def fused_window_step(q: Tensor, k: Tensor, v: Tensor, ring_k: Tensor, ring_v: Tensor, length: Tensor) -> Tensor:
+    """`kernels.sliding_window.sliding_window_step` on a GPU: the output, the rings updated in place.
+
+    **Raises** `ValueError` where shapes or devices do not fit together.
     """
+    check(q, k, v, ring_k, ring_v, length)
+    return _decode(q, k, v, ring_k, ring_v, length)
+
+
+def check(q: Tensor, k: Tensor, v: Tensor, ring_k: Tensor, ring_v: Tensor, length: Tensor) -> None:
+    """**Raises** `ValueError` where shapes or devices do not fit together."""
     (B, H, K), (_, W, G, V) = q.shape, ring_v.shape
     shapes = {"k": (B, G, K), "v": (B, G, V), "ring_k": (B, W, G, K), "ring_v": (B, W, G, V), "length": (B,)}
     for (name, shape), t in zip(shapes.items(), (k, v, ring_k, ring_v, length), strict=True):
         if t.shape != shape:
             raise ValueError(f"sliding_window_step got {name} {list(t.shape)}, and takes {list(shape)}")
-        if name != "length" and t.dtype not in DTYPES:
-            raise ValueError(
-                f"sliding_window_step got {name} in {t.dtype}, and its kernel takes float32, bfloat16 or float16"
-            )
-        if not t.is_contiguous() and name.startswith("ring"):
-            raise ValueError(f"sliding_window_step got {name} that is not contiguous, and updates it in place")
+        if t.device != q.device:
+            raise ValueError(f"sliding_window_step got q on {q.device} and {name} on {t.device}, and takes one device")
     if H % G:
         raise ValueError(f"sliding_window_step got {H} heads of queries, and takes a multiple of the {G} of keys")
-    return _decode(q, k, v, ring_k, ring_v, length)

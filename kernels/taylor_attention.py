@@ -6,21 +6,17 @@ Source: Arora et al. 2024, arXiv 2402.18668, section 4.1. On a GPU the features 
 (`kernels/taylor_attention_triton.py`).
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
+from kernels.backend import Backend, takes_triton
 from kernels.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
 from kernels.taylor_attention_triton import fused_taylor_attention
 from kernels.taylor_features import features
 from kernels.taylor_step_triton import fused_taylor_step
-from kernels.taylor_sums_triton import fuses
 
 EPS = 1e-6
 """Added to the sum of similarities, as `models.mixers.linear_attention` does for every map."""
-
-Backend = Literal["reference", "triton"]
 
 
 def taylor_attention(
@@ -28,14 +24,14 @@ def taylor_attention(
 ) -> tuple[Tensor, LinearAttentionState]:
     """The parallel form.
 
-    **Arguments:** `q`, `k` [B, H, N, K]; `v` [B, H, N, V]; `state`: what came before; `backend`: by default Triton
-    where it serves (`fuses`), and the reference elsewhere.
+    **Arguments:** `q`, `k` [B, H, N, K]; `v` [B, H, N, V]; `state`: what came before; `backend`: as
+    `kernels.backend` says.
     **Returns** outputs [B, H, N, V] and the state after all N tokens, in the dtype of `state`, by default float32.
     """
-    phi = features(q.shape[-1])
-    if backend == "triton" or (backend is None and fuses(q, k, v, state)):
-        y, S, z = fused_taylor_attention(q, k, v, state, phi, EPS)
+    if serves(q, k, v, state, backend):
+        y, S, z = fused_taylor_attention(q, k, v, state, EPS)
         return y, LinearAttentionState(S, z)
+    phi = features(q.shape[-1], q.device)
     y, total, final_state = linear_attention(q, k, v, phi, _similarity, state, sums=True)
     S, z = final_state()
     final = LinearAttentionState(S, z) if state is None else LinearAttentionState(S.to(state.S), z.to(state.z))
@@ -49,11 +45,16 @@ def taylor_attention_step(
 
     Triton writes the new state in the place of the old one.
     """
-    phi = features(q.shape[-1])
-    if backend == "triton" or (backend is None and fuses(q, k, v, state)):
-        return fused_taylor_step(q, k, v, state, phi, EPS), state
+    if takes_triton("taylor_attention_step", backend, (q, k, v), state, K=q.shape[-1], V=v.shape[-1]):
+        return fused_taylor_step(q, k, v, state, EPS), state
+    phi = features(q.shape[-1], q.device)
     y, total, state = linear_attention_step(phi(q), phi(k), v, state, sums=True)
     return _normalised(y, total), state
+
+
+def serves(q: Tensor, k: Tensor, v: Tensor, state: LinearAttentionState | None, backend: Backend | None = None) -> bool:
+    """Whether Triton computes the parallel form; elsewhere a mixer, which has the features at hand, does so itself."""
+    return takes_triton("taylor_attention", backend, (q, k, v), state or (), K=q.shape[-1], V=v.shape[-1])
 
 
 def _normalised(y: Tensor, total: Tensor | None) -> Tensor:

@@ -8,7 +8,9 @@ reverse, with sums over the queries that come after.
 
 A token and head take, forward: 4 F V operations for S, 8 F K for its features, 2 C (K + V) within the chunk, and the
 keys' half of the former again where there are several segments; bytes are those of q, k, v and y, 2 (2 K + 2 V) in
-bfloat16, and those of one state a segment.
+bfloat16, and those of one state a segment. Beyond K = 16 the features are cut into parts, since a program that held the
+sums of all would spill them; what the parts add to y, dq, dk and dv is in float32 and added up after, 8 V bytes each
+forward and 16 K + 8 V backward.
 """
 
 # Triton has no types for launches, nor for functions of kernels that return several tensors.
@@ -22,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.linear_attention import LinearAttentionState
-from kernels.taylor_features import Features
+from kernels.taylor_features import feature_count
 from kernels.taylor_sums_triton import (
     FEATURES,
     by_rows,
@@ -31,6 +33,7 @@ from kernels.taylor_sums_triton import (
     corner,
     gradient,
     load_state,
+    parts,
     read,
     rows,
     store_state,
@@ -53,53 +56,62 @@ MOST_SEGMENTS = 16
 def _segment_sums(
     x_ptr, u_ptr, e_ptr, P_ptr, place_ptr, weight_ptr, S_ptr, z_ptr,
     H, N, V, F, span, segments, xb, xh, xn, ub, uh, un,
-    K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, BF: tl.constexpr, BLOCKS: tl.constexpr,
-    HAS_E: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, BF: tl.constexpr, ROWS: tl.constexpr,
+    BLOCKS: tl.constexpr, PARTS: tl.constexpr, HAS_E: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Sums of phi(x) (u, e)^T over each segment, e being 1 where it is not given."""
+    """Sums of one part of phi(x), (u, e)^T times, over each segment, e being 1 where it is not given."""
     sequence = tl.program_id(0).to(tl.int64)
     segment = tl.program_id(1)
-    v = tl.program_id(2) * BV + tl.arange(0, BV)
+    part = tl.program_id(2) % PARTS
+    base = part * BLOCKS
+    P_ptr += base * BF * BK
+    v = tl.program_id(2) // PARTS * BV + tl.arange(0, BV)
     x_ptr += sequence // H * xb + sequence % H * xh
     u_ptr += sequence // H * ub + sequence % H * uh
     S, M = load_state(
-        S_ptr, z_ptr, None, None, place_ptr, weight_ptr, sequence, 0, 0, segments, v, F, V, BK, BF, BLOCKS, False
+        S_ptr, z_ptr, None, None, place_ptr, weight_ptr, sequence, 0, 0, segments, base, v, F, V, BK, BF, BLOCKS, False
     )
     for start in range(segment * span, tl.minimum((segment + 1) * span, N), C):
         n = start + tl.arange(0, C)
         inside = n < N
         x = rows(x_ptr, n, inside, xn, 1.0, K, BK)
         uT = tl.load(u_ptr + n[None, :] * un + v[:, None], mask=inside[None, :] & (v < V)[:, None], other=0.0)
-        S = write(S, x, uT, P_ptr, BK, BF, BLOCKS, PRECISION)
+        S = write(S, x, uT, P_ptr, BK, BF, ROWS, BLOCKS, PRECISION)
         weighed = x
         if HAS_E:
             e = tl.load(e_ptr + sequence * N + n, mask=inside, other=0.0)
             weighed = (x.to(tl.float32) * e[:, None]).to(x.dtype)
         M += tl.dot(x.T, weighed, input_precision=PRECISION)
-    last = tl.program_id(2) == tl.num_programs(2) - 1
+    first = tl.program_id(2) == 0
     row = sequence * segments + segment
-    store_state(S_ptr, z_ptr, place_ptr, weight_ptr, row, S, M, v, F, V, last, BK, BF, BLOCKS)
+    store_state(S_ptr, z_ptr, place_ptr, weight_ptr, row, S, M, base, v, F, V, first, BK, BF, BLOCKS)
 
 
 @triton.jit
 def _forward(
     q_ptr, k_ptr, v_ptr, P_ptr, place_ptr, weight_ptr, S_ptr, z_ptr, first_S_ptr, first_z_ptr, y_ptr, den_ptr,
     last_S_ptr, last_z_ptr, H, N, V, F, span, segments, qb, qh, qn, kb, kh, kn, vb, vh, vn, scale, eps,
-    K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, BF: tl.constexpr, BLOCKS: tl.constexpr,
-    HAS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, BF: tl.constexpr, ROWS: tl.constexpr,
+    BLOCKS: tl.constexpr, PARTS: tl.constexpr, HAS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Outputs of a segment, the sums of similarities that they were divided by and, after the last, the state."""
+    """Outputs of a segment, the sums of similarities that they are divided by and, after the last, the state.
+
+    Where there are several parts of the features, what each adds to the outputs, which are then not divided yet.
+    """
     sequence = tl.program_id(0).to(tl.int64)
     segment = tl.program_id(1)
-    v = tl.program_id(2) * BV + tl.arange(0, BV)
-    last_values = tl.program_id(2) == tl.num_programs(2) - 1
+    part = tl.program_id(2) % PARTS
+    base = part * BLOCKS
+    P_ptr += base * BF * BK
+    v = tl.program_id(2) // PARTS * BV + tl.arange(0, BV)
+    first = tl.program_id(2) == 0
     b, h = sequence // H, sequence % H
     q_ptr += b * qb + h * qh
     k_ptr += b * kb + h * kh
     v_ptr += b * vb + h * vh
-    y_ptr += sequence * N * V
+    y_ptr += (part.to(tl.int64) * tl.num_programs(0) + sequence) * N * V
     S, M = load_state(
-        S_ptr, z_ptr, first_S_ptr, first_z_ptr, place_ptr, weight_ptr, sequence, 0, segment, segments, v, F, V,
+        S_ptr, z_ptr, first_S_ptr, first_z_ptr, place_ptr, weight_ptr, sequence, 0, segment, segments, base, v, F, V,
         BK, BF, BLOCKS, HAS_FIRST,
     )  # fmt: skip
     count = corner(M, K, BK)
@@ -111,19 +123,26 @@ def _forward(
         q = rows(q_ptr, n, inside, qn, scale, K, BK)
         k = rows(k_ptr, n, inside, kn, 1.0, K, BK)
         vT = tl.load(v_ptr + n[None, :] * vn + v[:, None], mask=inside[None, :] & (v < V)[:, None], other=0.0)
-        s = tl.dot(q, k.T, input_precision=PRECISION)
-        w = tl.where(causal, 0.5 * s * s + 0.5, 0.0)
-        den = tl.sum(w, 1) + 0.5 * (tl.sum(through(q, M, PRECISION) * q.to(tl.float32), 1) + count) + eps
-        numT = tl.dot(vT, w.to(q.dtype).T, input_precision=PRECISION)
-        numT = read(numT, q, S, P_ptr, BK, BF, BLOCKS, PRECISION)
-        yT = (numT / den[None, :]).to(y_ptr.dtype.element_ty)
-        tl.store(y_ptr + n[None, :] * V + v[:, None], yT, mask=inside[None, :] & (v < V)[:, None])
-        tl.store(den_ptr + sequence * N + n, den, mask=inside & last_values)
-        S = write(S, k, vT, P_ptr, BK, BF, BLOCKS, PRECISION)
+        numT = tl.zeros([BV, C], tl.float32)
+        if PARTS == 1 or part == 0:
+            s = tl.dot(q, k.T, input_precision=PRECISION)
+            w = tl.where(causal, 0.5 * s * s + 0.5, 0.0)
+            den = tl.sum(w, 1) + 0.5 * (tl.sum(through(q, M, PRECISION) * q.to(tl.float32), 1) + count) + eps
+            numT = tl.dot(vT, w.to(q.dtype).T, input_precision=PRECISION)
+            tl.store(den_ptr + sequence * N + n, den, mask=inside & first)
+        numT = read(numT, q, S, P_ptr, BK, BF, ROWS, BLOCKS, PRECISION)
+        if PARTS == 1:
+            numT /= den[None, :]
+        tl.store(
+            y_ptr + n[None, :] * V + v[:, None],
+            numT.to(y_ptr.dtype.element_ty),
+            mask=inside[None, :] & (v < V)[:, None],
+        )
+        S = write(S, k, vT, P_ptr, BK, BF, ROWS, BLOCKS, PRECISION)
         M += tl.dot(k.T, k, input_precision=PRECISION)
         count += C
     if segment == segments - 1:
-        store_state(last_S_ptr, last_z_ptr, place_ptr, weight_ptr, sequence, S, M, v, F, V, last_values, BK, BF, BLOCKS)
+        store_state(last_S_ptr, last_z_ptr, place_ptr, weight_ptr, sequence, S, M, base, v, F, V, first, BK, BF, BLOCKS)
 
 
 @triton.jit
@@ -144,19 +163,22 @@ def _by_numerator(y_ptr, den_ptr, dy_ptr, u_ptr, e_ptr, rows, V, BV: tl.constexp
 def _queries_backward(
     q_ptr, k_ptr, v_ptr, u_ptr, e_ptr, P_ptr, place_ptr, weight_ptr, S_ptr, z_ptr, first_S_ptr, first_z_ptr, dq_ptr,
     H, N, V, F, span, segments, qb, qh, qn, kb, kh, kn, vb, vh, vn, scale,
-    K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, BF: tl.constexpr, BLOCKS: tl.constexpr,
-    HAS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, BF: tl.constexpr, ROWS: tl.constexpr,
+    BLOCKS: tl.constexpr, PARTS: tl.constexpr, HAS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of a segment's queries, S and M made again."""
-    sequence = tl.program_id(0).to(tl.int64)
+    """The gradients of a segment's queries by one part of the features, S and M made again."""
+    sequence, part = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
     segment = tl.program_id(1)
+    base = tl.program_id(2) * BLOCKS
+    P_ptr += base * BF * BK
+    dq_ptr += part * tl.num_programs(0) * N * K
     b, h = sequence // H, sequence % H
     q_ptr += b * qb + h * qh
     k_ptr += b * kb + h * kh
     v_ptr += b * vb + h * vh
     v, d, c = tl.arange(0, BV), tl.arange(0, BK), tl.arange(0, C)
     S, M = load_state(
-        S_ptr, z_ptr, first_S_ptr, first_z_ptr, place_ptr, weight_ptr, sequence, 0, segment, segments, v, F, V,
+        S_ptr, z_ptr, first_S_ptr, first_z_ptr, place_ptr, weight_ptr, sequence, 0, segment, segments, base, v, F, V,
         BK, BF, BLOCKS, HAS_FIRST,
     )  # fmt: skip
     causal = c[:, None] >= c[None, :]
@@ -169,14 +191,16 @@ def _queries_backward(
         vT = tl.load(v_ptr + n[None, :] * vn + v[:, None], mask=inside[None, :] & (v < V)[:, None], other=0.0)
         u = tl.load(u_ptr + row[:, None] * V + v[None, :], mask=inside[:, None] & (v < V)[None, :], other=0.0)
         e = tl.load(e_ptr + row, mask=inside, other=0.0)
-        s = tl.dot(q, k.T, input_precision=PRECISION)
-        dw = tl.dot(u, vT, input_precision=PRECISION) + e[:, None]
-        ds = tl.where(causal, dw * s, 0.0)
-        dq = tl.dot(ds.to(q.dtype), k, input_precision=PRECISION) + e[:, None] * through(q, M, PRECISION)
-        dq, _ = gradient(dq, 0.0, q, S, u, P_ptr, BK, BF, BLOCKS, False, PRECISION)
+        dq = tl.zeros([C, BK], tl.float32)
+        if PARTS == 1 or part == 0:
+            s = tl.dot(q, k.T, input_precision=PRECISION)
+            dw = tl.dot(u, vT, input_precision=PRECISION) + e[:, None]
+            ds = tl.where(causal, dw * s, 0.0)
+            dq = tl.dot(ds.to(q.dtype), k, input_precision=PRECISION) + e[:, None] * through(q, M, PRECISION)
+        dq, _ = gradient(dq, 0.0, q, S, u, P_ptr, BK, BF, ROWS, BLOCKS, False, PRECISION)
         at = dq_ptr + row[:, None] * K + d[None, :]
         tl.store(at, (dq * scale).to(dq_ptr.dtype.element_ty), mask=inside[:, None] & (d < K)[None, :])
-        S = write(S, k, vT, P_ptr, BK, BF, BLOCKS, PRECISION)
+        S = write(S, k, vT, P_ptr, BK, BF, ROWS, BLOCKS, PRECISION)
         M += tl.dot(k.T, k, input_precision=PRECISION)
 
 
@@ -184,20 +208,27 @@ def _queries_backward(
 def _keys_backward(
     q_ptr, k_ptr, v_ptr, u_ptr, e_ptr, P_ptr, place_ptr, weight_ptr, R_ptr, r_ptr, last_R_ptr, last_r_ptr,
     dk_ptr, dv_ptr, dS_ptr, dz_ptr, H, N, V, F, span, segments, qb, qh, qn, kb, kh, kn, vb, vh, vn, scale,
-    K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, BF: tl.constexpr, BLOCKS: tl.constexpr,
-    HAS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, BF: tl.constexpr, ROWS: tl.constexpr,
+    BLOCKS: tl.constexpr, PARTS: tl.constexpr, HAS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of a segment's keys and values, last chunk first: keys read what the queries after them write."""
-    sequence = tl.program_id(0).to(tl.int64)
+    """The gradients of a segment's keys and values by one part of the features.
+
+    Last chunk first: keys read what the queries after them write.
+    """
+    sequence, part = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
     segment = tl.program_id(1)
+    base = tl.program_id(2) * BLOCKS
+    P_ptr += base * BF * BK
+    dk_ptr += part * tl.num_programs(0) * N * K
+    dv_ptr += part * tl.num_programs(0) * N * V
     b, h = sequence // H, sequence % H
     q_ptr += b * qb + h * qh
     k_ptr += b * kb + h * kh
     v_ptr += b * vb + h * vh
     v, d, c = tl.arange(0, BV), tl.arange(0, BK), tl.arange(0, C)
     R, M = load_state(
-        R_ptr, r_ptr, last_R_ptr, last_r_ptr, place_ptr, weight_ptr, sequence, segment + 1, segments, segments, v, F, V,
-        BK, BF, BLOCKS, HAS_FIRST,
+        R_ptr, r_ptr, last_R_ptr, last_r_ptr, place_ptr, weight_ptr, sequence, segment + 1, segments, segments, base,
+        v, F, V, BK, BF, BLOCKS, HAS_FIRST,
     )  # fmt: skip
     later = c[:, None] <= c[None, :]  # keys down, queries across
     chunks = tl.cdiv(tl.minimum((segment + 1) * span, N) - segment * span, C)
@@ -210,21 +241,23 @@ def _keys_backward(
         values = tl.load(v_ptr + n[:, None] * vn + v[None, :], mask=inside[:, None] & (v < V)[None, :], other=0.0)
         uT = tl.load(u_ptr + row[None, :] * V + v[:, None], mask=inside[None, :] & (v < V)[:, None], other=0.0)
         e = tl.load(e_ptr + row, mask=inside, other=0.0)
-        s = tl.dot(k, q.T, input_precision=PRECISION)
-        w = tl.where(later, 0.5 * s * s + 0.5, 0.0)  # of queries that are not inside, u and e are 0
-        dvT = tl.dot(uT, w.to(k.dtype).T, input_precision=PRECISION)
-        dw = tl.dot(values, uT, input_precision=PRECISION) + e[None, :]
-        ds = tl.where(later, dw * s, 0.0)
-        dk = tl.dot(ds.to(k.dtype), q, input_precision=PRECISION) + through(k, M, PRECISION)
-        dk, dvT = gradient(dk, dvT, k, R, values, P_ptr, BK, BF, BLOCKS, True, PRECISION)
+        dk, dvT = tl.zeros([C, BK], tl.float32), tl.zeros([BV, C], tl.float32)
+        if PARTS == 1 or part == 0:
+            s = tl.dot(k, q.T, input_precision=PRECISION)
+            w = tl.where(later, 0.5 * s * s + 0.5, 0.0)  # of queries that are not inside, u and e are 0
+            dvT = tl.dot(uT, w.to(k.dtype).T, input_precision=PRECISION)
+            dw = tl.dot(values, uT, input_precision=PRECISION) + e[None, :]
+            ds = tl.where(later, dw * s, 0.0)
+            dk = tl.dot(ds.to(k.dtype), q, input_precision=PRECISION) + through(k, M, PRECISION)
+        dk, dvT = gradient(dk, dvT, k, R, values, P_ptr, BK, BF, ROWS, BLOCKS, True, PRECISION)
         at = dk_ptr + row[:, None] * K + d[None, :]
         tl.store(at, (dk * scale).to(dk_ptr.dtype.element_ty), mask=inside[:, None] & (d < K)[None, :])
         at = dv_ptr + row[None, :] * V + v[:, None]
         tl.store(at, dvT.to(dv_ptr.dtype.element_ty), mask=inside[None, :] & (v < V)[:, None])
-        R = write(R, q, uT, P_ptr, BK, BF, BLOCKS, PRECISION)
+        R = write(R, q, uT, P_ptr, BK, BF, ROWS, BLOCKS, PRECISION)
         M += tl.dot(q.T, (q.to(tl.float32) * e[:, None]).to(q.dtype), input_precision=PRECISION)
     if segment == 0:
-        store_state(dS_ptr, dz_ptr, place_ptr, weight_ptr, sequence, R, M, v, F, V, True, BK, BF, BLOCKS)
+        store_state(dS_ptr, dz_ptr, place_ptr, weight_ptr, sequence, R, M, base, v, F, V, part == 0, BK, BF, BLOCKS)
 
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -232,25 +265,18 @@ Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 @torch.library.custom_op("recallbench::taylor_attention", mutates_args=())
-def _attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    S: Tensor | None,
-    z: Tensor | None,
-    P: Tensor,
-    place: Tensor,
-    weight: Tensor,
-    eps: float,
-) -> Outputs:
+def _attention(q: Tensor, k: Tensor, v: Tensor, S: Tensor | None, z: Tensor | None, eps: float) -> Outputs:
     q, k, v = by_rows(q, k, v)
     S, z = (None if t is None else t.contiguous() for t in (S, z))
-    y, last_S, last_z, den, sum_S, sum_z = _empty_outputs(q, v, S, weight)
+    y, last_S, last_z, den, sum_S, sum_z = _empty_outputs(q, v, S)
     B, H, N, K = q.shape
     span = _span(q)
     segments = ceil(N, span)
-    blocks = _blocks(q, v, P)
-    grid = (B * H, segments, ceil(v.shape[-1], blocks["BV"]))
+    P, place, weight, _ = tables(K, q.device, q.dtype)
+    blocks = _blocks(K, v.shape[-1], q.dtype)
+    count = blocks["PARTS"]
+    grid = (B * H, segments, ceil(v.shape[-1], blocks["BV"]) * count)
+    num = y if count == 1 else y.new_empty(count, *y.shape, dtype=torch.float32)
     sizes = (H, N, v.shape[-1], len(weight), span, segments)
     with torch.cuda.device_of(q):
         if segments > 1:
@@ -258,25 +284,17 @@ def _attention(
             _segment_sums[grid](k, v, None, P, place, weight, sum_S, sum_z, *sizes, *strides, HAS_E=False, **blocks)
         strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
         _forward[grid](
-            q, k, v, P, place, weight, sum_S, sum_z, S, z, y, den, last_S, last_z, *sizes, *strides, K**-0.5, eps,
+            q, k, v, P, place, weight, sum_S, sum_z, S, z, num, den, last_S, last_z, *sizes, *strides, K**-0.5, eps,
             HAS_FIRST=S is not None, **blocks,
         )  # fmt: skip
+    if count > 1:
+        y.copy_(num.sum(0) / den.unsqueeze(-1))
     return y, last_S, last_z, den, sum_S, sum_z
 
 
 @_attention.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    S: Tensor | None,
-    z: Tensor | None,
-    P: Tensor,
-    place: Tensor,
-    weight: Tensor,
-    eps: float,
-) -> Outputs:
-    return _empty_outputs(q, v, S, weight)
+def _(q: Tensor, k: Tensor, v: Tensor, S: Tensor | None, z: Tensor | None, eps: float) -> Outputs:
+    return _empty_outputs(q, v, S)
 
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -286,56 +304,67 @@ Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 @torch.library.custom_op("recallbench::taylor_attention_backward", mutates_args=())
 def _gradients(
     q: Tensor, k: Tensor, v: Tensor, S: Tensor | None, z: Tensor | None,
-    P: Tensor, place: Tensor, weight: Tensor, y: Tensor,
-    den: Tensor, sum_S: Tensor, sum_z: Tensor, dy: Tensor, dlast_S: Tensor | None, dlast_z: Tensor | None,
+    y: Tensor, den: Tensor, sum_S: Tensor, sum_z: Tensor, dy: Tensor, dlast_S: Tensor | None, dlast_z: Tensor | None,
 ) -> Gradients:  # fmt: skip
     q, k, v = by_rows(q, k, v)
     S, z, dlast_S, dlast_z = (None if t is None else t.contiguous() for t in (S, z, dlast_S, dlast_z))
-    dq, dk, dv, dS, dz = _empty_gradients(q, k, v, weight)
     (B, H, N, K), V = q.shape, v.shape[-1]
+    P, place, weight, _ = tables(K, q.device, q.dtype)
     span = _span(q)
     segments = ceil(N, span)
+    blocks = _blocks(K, V, q.dtype)
     whole = max(16, triton.next_power_of_2(V))
-    blocks = {**_blocks(q, v, P), "BV": whole}
+    all_values = {**blocks, "BV": whole, "num_warps": 8 if whole > 64 else 4}
     grid, sizes = (B * H, segments), (H, N, V, len(weight), span, segments)
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], K**-0.5)
     u, e = torch.empty_like(y), torch.empty_like(den)
     later_S, later_z = torch.empty_like(sum_S), torch.empty_like(sum_z)
+    count = blocks["PARTS"]
+    dq, dk, dv = (
+        t.new_empty(count, *t.shape, dtype=torch.float32 if count > 1 else t.dtype) for t in (q, k, v)
+    )  # a sum of parts each
+    dS, dz = _empty_state_gradients(q, v)
     with torch.cuda.device_of(q):
         _by_numerator[(ceil(B * H * N, 32),)](y, den, dy.contiguous(), u, e, B * H * N, V, whole, 32)
         if segments > 1:
-            _segment_sums[(*grid, 1)](
-                q,
-                u,
-                e,
-                P,
-                place,
-                weight,
-                later_S,
-                later_z,
-                *sizes,
-                *q.stride()[:3],
-                *u.stride()[:3],
-                HAS_E=True,
-                **blocks,
+            of_q_and_u = (*q.stride()[:3], *u.stride()[:3])
+            _segment_sums[(*grid, ceil(V, blocks["BV"]) * count)](
+                q, u, e, P, place, weight, later_S, later_z, *sizes, *of_q_and_u, HAS_E=True, **blocks
             )
+        grid = (*grid, count)
         _queries_backward[grid](
-            q, k, v, u, e, P, place, weight, sum_S, sum_z, S, z, dq, *sizes, *strides, HAS_FIRST=S is not None, **blocks
+            q,
+            k,
+            v,
+            u,
+            e,
+            P,
+            place,
+            weight,
+            sum_S,
+            sum_z,
+            S,
+            z,
+            dq,
+            *sizes,
+            *strides,
+            HAS_FIRST=S is not None,
+            **all_values,
         )
         _keys_backward[grid](
             q, k, v, u, e, P, place, weight, later_S, later_z, dlast_S, dlast_z, dk, dv, dS, dz, *sizes, *strides,
-            HAS_FIRST=dlast_S is not None, **blocks,
+            HAS_FIRST=dlast_S is not None, **all_values,
         )  # fmt: skip
+    dq, dk, dv = (t.sum(0).to(of.dtype) if count > 1 else t[0] for t, of in ((dq, q), (dk, k), (dv, v)))
     return dq, dk, dv, dS, dz
 
 
 @_gradients.register_fake
 def _(
     q: Tensor, k: Tensor, v: Tensor, S: Tensor | None, z: Tensor | None,
-    P: Tensor, place: Tensor, weight: Tensor, y: Tensor,
-    den: Tensor, sum_S: Tensor, sum_z: Tensor, dy: Tensor, dlast_S: Tensor | None, dlast_z: Tensor | None,
+    y: Tensor, den: Tensor, sum_S: Tensor, sum_z: Tensor, dy: Tensor, dlast_S: Tensor | None, dlast_z: Tensor | None,
 ) -> Gradients:  # fmt: skip
-    return _empty_gradients(q, k, v, weight)
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), *_empty_state_gradients(q, v)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
@@ -349,24 +378,14 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
 def _backward(
     ctx: Any, dy: Tensor | None, dlast_S: Tensor | None, dlast_z: Tensor | None, *unused: None
 ) -> tuple[Tensor | None, ...]:
-    q, k, v, S, z, P, place, weight, y, den, sum_S, sum_z = ctx.saved_tensors
+    q, k, v, S, z, y, den, sum_S, sum_z = ctx.saved_tensors
     dy = torch.zeros_like(y) if dy is None else dy
     if (dlast_S is None) != (dlast_z is None):
-        shape = (*q.shape[:2], len(weight))
+        shape = (*q.shape[:2], feature_count(q.shape[-1]))
         dlast_S = y.new_zeros(*shape, v.shape[-1]) if dlast_S is None else dlast_S
         dlast_z = y.new_zeros(shape) if dlast_z is None else dlast_z
-    dq, dk, dv, dS, dz = _gradients(q, k, v, S, z, P, place, weight, y, den, sum_S, sum_z, dy, dlast_S, dlast_z)
-    return (
-        dq,
-        dk,
-        dv,
-        None if S is None else dS.to(S.dtype),
-        None if z is None else dz.to(z.dtype),
-        None,
-        None,
-        None,
-        None,
-    )
+    dq, dk, dv, dS, dz = _gradients(q, k, v, S, z, y, den, sum_S, sum_z, dy, dlast_S, dlast_z)
+    return dq, dk, dv, None if S is None else dS.to(S.dtype), None if z is None else dz.to(z.dtype), None
 
 
 _attention.register_autograd(_backward, setup_context=_save)
@@ -375,19 +394,17 @@ _attention.register_autograd(_backward, setup_context=_save)
 @_attention.register_vmap
 def _(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Outputs, tuple[int, ...]]:
     """Members are so many more sequences."""
-    *tensors, P, place, weight, eps = args
+    *tensors, eps = args
     merged = [
         None if t is None else (t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)).flatten(0, 1)
         for t, dim in zip(tensors, in_dims, strict=False)
     ]
-    y, last_S, last_z, den, sum_S, sum_z = (
-        t.unflatten(0, (info.batch_size, -1)) for t in _attention(*merged, P, place, weight, eps)
-    )
+    y, last_S, last_z, den, sum_S, sum_z = (t.unflatten(0, (info.batch_size, -1)) for t in _attention(*merged, eps))
     return (y, last_S, last_z, den, sum_S, sum_z), 6 * (0,)
 
 
 def fused_taylor_attention(
-    q: Tensor, k: Tensor, v: Tensor, state: LinearAttentionState | None, features: Features, eps: float
+    q: Tensor, k: Tensor, v: Tensor, state: LinearAttentionState | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`kernels.taylor_attention.taylor_attention` on a GPU: outputs, S and z, for any strides, sums in float32.
 
@@ -395,11 +412,12 @@ def fused_taylor_attention(
     """
     S, z = (None, None) if state is None else state
     check(q, k, v, S, z)
-    return _attention(q, k, v, S, z, *tables(features, q.device, q.dtype)[:3], eps)[:3]
+    return _attention(q, k, v, S, z, eps)[:3]
 
 
-def _empty_outputs(q: Tensor, v: Tensor, S: Tensor | None, weight: Tensor) -> Outputs:
-    (B, H, N, _), V, F = q.shape, v.shape[-1], len(weight)
+def _empty_outputs(q: Tensor, v: Tensor, S: Tensor | None) -> Outputs:
+    (B, H, N, K), V = q.shape, v.shape[-1]
+    F = feature_count(K)
     kind = torch.float32 if S is None else S.dtype
     segments = ceil(N, _span(q))
     several = segments if segments > 1 else 0
@@ -413,10 +431,9 @@ def _empty_outputs(q: Tensor, v: Tensor, S: Tensor | None, weight: Tensor) -> Ou
     )
 
 
-def _empty_gradients(q: Tensor, k: Tensor, v: Tensor, weight: Tensor) -> Gradients:
-    shape = (*q.shape[:2], len(weight))
-    dS, dz = (q.new_empty(*shape, *more, dtype=torch.float32) for more in (v.shape[-1:], ()))
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dS, dz
+def _empty_state_gradients(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    shape = (*q.shape[:2], feature_count(q.shape[-1]))
+    return q.new_empty(*shape, v.shape[-1], dtype=torch.float32), q.new_empty(shape, dtype=torch.float32)
 
 
 def _span(q: Tensor) -> int:
@@ -427,18 +444,19 @@ def _span(q: Tensor) -> int:
     return ceil(chunks, segments) * CHUNK
 
 
-def _blocks(q: Tensor, v: Tensor, P: Tensor) -> dict[str, Any]:
-    """Block sizes and the compiler's options."""
-    K, (_, F, BK) = q.shape[-1], P.shape
-    values = 64 if F <= 160 else 32  # so that S takes no more than half of the registers
+def _blocks(K: int, V: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Block sizes and the compiler's options: of S, a program holds as much as takes half of the registers."""
+    count, blocks = parts(K)
     return {
         "K": K,
-        "BK": BK,
-        "BV": max(16, min(triton.next_power_of_2(v.shape[-1]), values)),
+        "BK": max(16, triton.next_power_of_2(K + 1)),
+        "BV": max(16, min(triton.next_power_of_2(V), 64)),
         "C": CHUNK,
         "BF": FEATURES,
-        "BLOCKS": F // FEATURES,
-        "PRECISION": "tf32x3" if q.dtype == torch.float32 else "ieee",
+        "ROWS": count * blocks * FEATURES,
+        "BLOCKS": blocks,
+        "PARTS": count,
+        "PRECISION": "tf32x3" if dtype == torch.float32 else "ieee",
         "num_warps": 4,
         "num_stages": 1,  # two programs a processor hide more than loading ahead would, for which P takes the room
     }

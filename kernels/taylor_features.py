@@ -25,13 +25,21 @@ class Features(NamedTuple):
         return x[..., self.left.to(x.device)] * x[..., self.right.to(x.device)] * self.weight.to(x)
 
 
+def feature_count(K: int) -> int:
+    """F."""
+    return 1 + K + K * (K + 1) // 2
+
+
 @cache
-def features(K: int) -> Features:
+def features(K: int, device: torch.device | str = "cpu") -> Features:
     """The features of K inputs: 1, then each input, then the products of two, the first ever the earlier."""
-    pairs = torch.triu_indices(K, K)
-    one = torch.tensor([K])
-    left, right = (torch.cat([one, t, p]) for t, p in zip((torch.arange(K), one.expand(K)), pairs, strict=True))
+    cpu = torch.device("cpu")  # whatever the default device is when they are first asked for
+    pairs = torch.triu_indices(K, K, device=cpu)
+    one = torch.tensor([K], device=cpu)
+    first = torch.arange(K, device=cpu), one.expand(K)
+    left, right = (torch.cat([one, t, p]) for t, p in zip(first, pairs, strict=True))
     # (q . k)^2 / 2K holds a square once and any other product twice.
     quadratic = torch.where(pairs[0] == pairs[1], 1 / (2 * K), 1 / K).double().sqrt()
-    weight = torch.cat([torch.ones(1).double(), torch.full((K,), K**-0.25).double(), quadratic])
-    return Features(left, right, weight)
+    linear = torch.full((K,), K**-0.25, dtype=torch.float64, device=cpu)
+    weight = torch.cat([torch.ones_like(linear[:1]), linear, quadratic])
+    return Features(left.to(device), right.to(device), weight.to(device))

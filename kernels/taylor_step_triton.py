@@ -1,6 +1,9 @@
 """A Triton kernel for a decode step of Taylor linear attention, which reads and writes the state once, in place.
 
-A token and head take 4 F V operations, and twice the bytes of S and z.
+A token and head take 4 F V operations, and twice the F (V + 1) elements of S and z: in float32 at K = 16 and V = 64
+79,560 bytes, at half an operation a byte. So it is bound by the bytes; and as nothing is kept but a block of features,
+registers set no limit to K. The state may be in float32, bfloat16, float16 or 8 bits;
+sums are in float32, and what 8 bits cannot hold becomes the largest that they can.
 """
 
 # Triton has no types for launches.
@@ -12,18 +15,19 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.linear_attention import LinearAttentionState
-from kernels.taylor_features import Features
 from kernels.taylor_sums_triton import by_rows, check, tables
+
+BLOCK = 32
+"""Features at a time; at 4 to 8 programs a processor enough bytes are under way for its share of the memory."""
 
 
 @triton.jit
-def _step(
+def taylor_step(
     q_ptr, k_ptr, v_ptr, table_ptr, weight_ptr, S_ptr, z_ptr, y_ptr,
-    H, V, F, qb, qh, kb, kh, vb, vh, eps,
+    sequence, H, V, F, qb, qh, kb, kh, vb, vh, eps,
     K: tl.constexpr, BV: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
-    """One token: S and z read once and written once, in place, BF features at a time."""
-    sequence = tl.program_id(0).to(tl.int64)
+    """One token of one head: S and z read once and written once, in place, BF features at a time."""
     b, h = sequence // H, sequence % H
     v = tl.arange(0, BV)
     q_ptr += b * qb + h * qh
@@ -54,33 +58,41 @@ def _step(
     tl.store(y_ptr + sequence * V + v, y.to(y_ptr.dtype.element_ty), mask=v < V)
 
 
+@triton.jit
+def _step(
+    q_ptr, k_ptr, v_ptr, table_ptr, weight_ptr, S_ptr, z_ptr, y_ptr,
+    H, V, F, qb, qh, kb, kh, vb, vh, eps,
+    K: tl.constexpr, BV: tl.constexpr, BF: tl.constexpr,
+):  # fmt: skip
+    taylor_step(
+        q_ptr, k_ptr, v_ptr, table_ptr, weight_ptr, S_ptr, z_ptr, y_ptr,
+        tl.program_id(0).to(tl.int64), H, V, F, qb, qh, kb, kh, vb, vh, eps, K, BV, BF,
+    )  # fmt: skip
+
+
 @torch.library.custom_op("recallbench::taylor_attention_step", mutates_args={"S", "z"})
-def _decode(q: Tensor, k: Tensor, v: Tensor, S: Tensor, z: Tensor, table: Tensor, weight: Tensor, eps: float) -> Tensor:
+def _decode(q: Tensor, k: Tensor, v: Tensor, S: Tensor, z: Tensor, eps: float) -> Tensor:
     q, k, v = by_rows(q, k, v)
     (B, H, K), V = q.shape, v.shape[-1]
+    _, _, weight, table = tables(K, q.device, q.dtype)
     y = v.new_empty(B, H, V)
     with torch.cuda.device_of(q):
         _step[(B * H,)](
             q, k, v, table, weight, S, z, y, H, V, len(weight), *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], eps,
-            K, triton.next_power_of_2(V), 32, num_warps=4,
+            K, triton.next_power_of_2(V), BLOCK, num_warps=4,
         )  # fmt: skip
     return y
 
 
 @_decode.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, S: Tensor, z: Tensor, table: Tensor, weight: Tensor, eps: float) -> Tensor:
+def _(q: Tensor, k: Tensor, v: Tensor, S: Tensor, z: Tensor, eps: float) -> Tensor:
     return v.new_empty(v.shape)
 
 
-def fused_taylor_step(
-    q: Tensor, k: Tensor, v: Tensor, state: LinearAttentionState, features: Features, eps: float
-) -> Tensor:
+def fused_taylor_step(q: Tensor, k: Tensor, v: Tensor, state: LinearAttentionState, eps: float) -> Tensor:
     """`kernels.taylor_attention.taylor_attention_step` on a GPU: the output, the state updated in place.
 
     **Raises** `ValueError` where shapes, dtypes or devices do not fit together, or the state is not contiguous.
     """
     check(q.unsqueeze(2), k.unsqueeze(2), v.unsqueeze(2), *state)
-    if not (state.S.is_contiguous() and state.z.is_contiguous()):
-        raise ValueError("taylor_attention_step got a state that is not contiguous, and updates it in place")
-    _, _, weight, table = tables(features, q.device, q.dtype)
-    return _decode(q, k, v, *state, table, weight, eps)
+    return _decode(q, k, v, *state, eps)

@@ -13,24 +13,22 @@ S is held as its transpose, in blocks of BF features, [BV, BF] each.
 # Triton has no types for launches, nor for functions of kernels that return several tensors.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 
+import math
 from functools import cache
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.linear_attention import LinearAttentionState
-from kernels.taylor_features import Features
+from kernels.taylor_features import feature_count, features
 
 FEATURES = 32
 """Features a block, BF."""
 
-DTYPES = {torch.float32, torch.bfloat16, torch.float16}
-
-MOST_VALUES = 128
-MOST_FEATURES = 325
-"""V and F, this one up to K = 24; beyond, sums spill out of the registers, and compiling takes minutes."""
+MOST_BLOCKS = 5
+"""A program holds the sums of so many, [BV, BF] each, which suffices up to K = 16; others hold those of the rest."""
 
 
 @triton.jit
@@ -52,20 +50,40 @@ def factors(x, P_ptr, first, second, i, BK: tl.constexpr, BF: tl.constexpr, PREC
 
 
 @triton.jit
-def read(numT, x, S, P_ptr, BK: tl.constexpr, BF: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr):
+def read(
+    numT,
+    x,
+    S,
+    P_ptr,
+    BK: tl.constexpr,
+    BF: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Add the features of readers [C, BK] times S: numT [BV, C]."""
     for i in tl.static_range(BLOCKS):
-        left, right = factors(x, P_ptr, 2 * BLOCKS * BF * BK, BLOCKS * BF * BK, i, BK, BF, PRECISION)
+        left, right = factors(x, P_ptr, 2 * ROWS * BK, ROWS * BK, i, BK, BF, PRECISION)
         numT += tl.dot(S[i].to(x.dtype), (left * right).to(x.dtype).T, input_precision=PRECISION)
     return numT
 
 
 @triton.jit
-def write(S, x, uT, P_ptr, BK: tl.constexpr, BF: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr):
+def write(
+    S,
+    x,
+    uT,
+    P_ptr,
+    BK: tl.constexpr,
+    BF: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Add u^T times the features of writers [C, BK] to each block [BV, BF]."""
     new = ()
     for i in tl.static_range(BLOCKS):
-        left, right = factors(x, P_ptr, 0, BLOCKS * BF * BK, i, BK, BF, PRECISION)
+        left, right = factors(x, P_ptr, 0, ROWS * BK, i, BK, BF, PRECISION)
         phi = (left * right).to(x.dtype)
         new += (S[i] + tl.dot(uT, phi, input_precision=PRECISION),)
     return new
@@ -73,18 +91,18 @@ def write(S, x, uT, P_ptr, BK: tl.constexpr, BF: tl.constexpr, BLOCKS: tl.conste
 
 @triton.jit
 def gradient(
-    dx, numT, x, S, u, P_ptr,
-    BK: tl.constexpr, BF: tl.constexpr, BLOCKS: tl.constexpr, READS: tl.constexpr, PRECISION: tl.constexpr,
+    dx, numT, x, S, u, P_ptr, BK: tl.constexpr, BF: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr,
+    READS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add the gradient of readers [C, BK] by that of their features, u S; and, where it `READS`, as `read` does."""
     for i in tl.static_range(BLOCKS):
-        left, right = factors(x, P_ptr, 2 * BLOCKS * BF * BK, BLOCKS * BF * BK, i, BK, BF, PRECISION)
+        left, right = factors(x, P_ptr, 2 * ROWS * BK, ROWS * BK, i, BK, BF, PRECISION)
         kept = S[i].to(x.dtype)
         if READS:
             numT += tl.dot(kept, (left * right).to(x.dtype).T, input_precision=PRECISION)
         dphi = tl.dot(u, kept, input_precision=PRECISION)
         at = (i * BF + tl.arange(0, BF))[:, None] * BK + tl.arange(0, BK)[None, :]
-        P_left, P_right = tl.load(P_ptr + 2 * BLOCKS * BF * BK + at), tl.load(P_ptr + BLOCKS * BF * BK + at)
+        P_left, P_right = tl.load(P_ptr + 2 * ROWS * BK + at), tl.load(P_ptr + ROWS * BK + at)
         dx += tl.dot((dphi * right).to(x.dtype), P_left, input_precision=PRECISION)
         dx += tl.dot((dphi * left).to(x.dtype), P_right, input_precision=PRECISION)
     return dx, numT
@@ -98,13 +116,13 @@ def through(x, M, PRECISION: tl.constexpr):
 
 @triton.jit
 def load_state(
-    S_ptr, z_ptr, first_S_ptr, first_z_ptr, place_ptr, weight_ptr, sequence, lo, hi, segments, v, F, V,
+    S_ptr, z_ptr, first_S_ptr, first_z_ptr, place_ptr, weight_ptr, sequence, lo, hi, segments, base, v, F, V,
     BK: tl.constexpr, BF: tl.constexpr, BLOCKS: tl.constexpr, HAS_FIRST: tl.constexpr,
 ):  # fmt: skip
-    """S^T [BV, BF] of each block and M [BK, BK]: what came first and the sums of segments lo .. hi - 1."""
+    """S^T [BV, BF] of each block from `base` and M [BK, BK]: what came first and the sums of segments lo .. hi - 1."""
     all_S = ()
     for i in tl.static_range(BLOCKS):
-        f = i * BF + tl.arange(0, BF)
+        f = (base + i) * BF + tl.arange(0, BF)
         at = f[None, :] * V + v[:, None]
         inside = (f < F)[None, :] & (v < V)[:, None]
         S = tl.zeros([v.shape[0], BF], tl.float32)
@@ -126,12 +144,12 @@ def load_state(
 
 @triton.jit
 def store_state(
-    S_ptr, z_ptr, place_ptr, weight_ptr, row, S, M, v, F, V, last,
+    S_ptr, z_ptr, place_ptr, weight_ptr, row, S, M, base, v, F, V, last,
     BK: tl.constexpr, BF: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """S and z as they are kept. `last`: whether these are the last of the values, with which z goes."""
     for i in tl.static_range(BLOCKS):
-        f = i * BF + tl.arange(0, BF)
+        f = (base + i) * BF + tl.arange(0, BF)
         at = S_ptr + row * F * V + f[None, :] * V + v[:, None]
         kept = S[i] * tl.load(weight_ptr + f, mask=f < F, other=0.0)[None, :]
         tl.store(at, kept.to(S_ptr.dtype.element_ty), mask=(f < F)[None, :] & (v < V)[:, None])
@@ -149,21 +167,14 @@ def corner(M, K: tl.constexpr, BK: tl.constexpr):
     return tl.sum(tl.sum(tl.where((d[:, None] == K) & (d[None, :] == K), M, 0.0), 1), 0)
 
 
-def fuses(q: Tensor, k: Tensor, v: Tensor, state: LinearAttentionState | None) -> bool:
-    """Whether the kernels serve: on a GPU, not in float64, with a running sum that fits into registers."""
-    kinds = {t.dtype for t in (q, k, v, *(state or ()))}
-    fit = _feature_count(q.shape[-1]) <= MOST_FEATURES and v.shape[-1] <= MOST_VALUES
-    return q.is_cuda and kinds <= DTYPES and fit and v.numel() > 0
-
-
 def check(q: Tensor, k: Tensor, v: Tensor, S: Tensor | None, z: Tensor | None) -> None:
-    """**Raises** `ValueError` where shapes, dtypes or devices do not fit together, or not into the kernels."""
+    """**Raises** `ValueError` where shapes, dtypes or devices do not fit together."""
     if q.ndim != 4 or v.ndim != 4:
         raise ValueError(
             f"taylor_attention takes q [B, H, N, K] and v [B, H, N, V], not {list(q.shape)} and {list(v.shape)}"
         )
     (B, H, N, K), V = q.shape, v.shape[-1]
-    F = _feature_count(K)
+    F = feature_count(K)
     shapes = {"k": (B, H, N, K), "v": (B, H, N, V), "S": (B, H, F, V), "z": (B, H, F)}
     for (name, shape), t in zip(shapes.items(), (k, v, S, z), strict=True):
         if t is None:
@@ -176,14 +187,6 @@ def check(q: Tensor, k: Tensor, v: Tensor, S: Tensor | None, z: Tensor | None) -
             raise ValueError(f"taylor_attention got q in {q.dtype} and {name} in {t.dtype}, and takes one dtype")
         if t.device != q.device:
             raise ValueError(f"taylor_attention got q on {q.device} and {name} on {t.device}, and takes one device")
-    if q.dtype not in DTYPES:
-        raise ValueError(f"taylor_attention got q in {q.dtype}, and its kernels take float32, bfloat16 or float16")
-    if F > MOST_FEATURES or V > MOST_VALUES:
-        raise ValueError(f"taylor_attention got K = {K} and V = {V}, and its kernels take K <= 24 and V <= 128")
-
-
-def _feature_count(K: int) -> int:
-    return 1 + K + K * (K + 1) // 2
 
 
 def ceil(count: int, size: int) -> int:
@@ -196,22 +199,38 @@ def by_rows(*tensors: Tensor) -> list[Tensor]:
     return [t if t.stride(-1) == 1 else t.contiguous() for t in tensors]
 
 
-@cache
-def tables(features: Features, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the kernels know of the features.
+def parts(K: int) -> tuple[int, int]:
+    """Into how many equal parts the features are cut, and the blocks of each."""
+    blocks = ceil(feature_count(K), FEATURES)
+    count = ceil(blocks, MOST_BLOCKS)
+    return count, ceil(blocks, count)
 
-    P [3, F, BK], F up to whole blocks: for each feature a 1 in the place of its left factor, its right factor, and its
-    left factor again, where a square counts half. `place` [BK, BK]: which feature, or -1, is the product of two inputs.
-    Weights [F]. Indices [2, F].
-    """
-    left, right, weight = features
-    F, K = len(weight), int(left.max())
+
+class Tables(NamedTuple):
+    """What the kernels know of the features."""
+
+    P: Tensor
+    """[3, F, BK], F up to whole parts of equally many blocks: for each feature a 1 in the place of its left factor, of
+    its right factor, and of its left factor again, where a square counts half."""
+    place: Tensor
+    """[BK, BK]: which feature, or -1, is the product of two inputs."""
+    weight: Tensor
+    """[F]"""
+    factors: Tensor
+    """[2, F]: which inputs."""
+
+
+@cache
+def tables(K: int, device: torch.device, dtype: torch.dtype) -> Tables:
+    """Those of K inputs; asked for within operations, so that neither a compiler nor a CUDA graph sees them made."""
+    left, right, weight = features(K)
+    F = len(weight)
     BK = max(16, triton.next_power_of_2(K + 1))
-    f = torch.arange(F)
-    P = torch.zeros(3, ceil(F, FEATURES) * FEATURES, BK, dtype=dtype)
+    f = torch.arange(F, device="cpu")
+    P = torch.zeros(3, math.prod(parts(K)) * FEATURES, BK, dtype=dtype, device="cpu")
     P[0, f, left] = P[1, f, right] = P[2, f, left] = 1
     P[2, f[(left == right) & (left < K)]] /= 2
-    place = torch.full((BK, BK), -1, dtype=torch.int32)
+    place = torch.full((BK, BK), -1, dtype=torch.int32, device="cpu")
     place[left, right] = place[right, left] = f.int()
-    tables = P, place, weight.float(), torch.stack([left, right]).int()
-    return tuple(t.to(device) for t in tables)  # pyright: ignore[reportReturnType]
+    made = P, place, weight.float(), torch.stack([left, right]).int()
+    return Tables(*(t.to(device) for t in made))

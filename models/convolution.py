@@ -23,13 +23,17 @@ class ShortConvolution(nn.Conv1d):
         """[B, N, D] -> [B, N, D] from an empty past."""
         return self.prefill(x, self.init_state(x.shape[0], dtype=x.dtype, device=x.device))[0]
 
-    def prefill(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, N, D] after `state` [B, k - 1, D] -> outputs [B, N, D], new state."""
-        return short_conv(x, self.weight, self.bias, state)
+    def prefill(
+        self, x: Tensor, state: Tensor, *, silu: bool = False, gate: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """[B, N, D] after `state` [B, k - 1, D] -> outputs [B, N, D], passed through silu and gated, and new state."""
+        return short_conv(x, self.weight, self.bias, state, silu=silu, gate=gate)
 
-    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def step(
+        self, x: Tensor, state: Tensor, *, silu: bool = False, gate: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """[B, D] after `state` [B, k - 1, D] -> output [B, D], new state."""
-        return short_conv_step(x, self.weight, self.bias, state)
+        return short_conv_step(x, self.weight, self.bias, state, silu=silu, gate=gate)
 
     def state_bytes(self, dtype: torch.dtype) -> int:
         """Bytes of state a sequence."""

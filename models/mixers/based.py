@@ -5,23 +5,14 @@ outputs add, so that one layer has both memories and one state holds both.
 Source: Arora et al. 2024, arXiv 2402.18668, section 4.
 """
 
-from typing import NamedTuple
-
 import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from kernels.linear_attention import LinearAttentionState
+from kernels.based import BasedState, based_step
 from models.mixer import Mixer
 from models.mixers.linear_attention import LinearAttention
-from models.mixers.sliding_window import RingBuffer, SlidingWindow
-
-
-class BasedState(NamedTuple):
-    """What each of the two memories keeps."""
-
-    linear_attention: LinearAttentionState
-    sliding_window: RingBuffer
+from models.mixers.sliding_window import SlidingWindow
 
 
 class Based(Mixer):
@@ -59,8 +50,12 @@ class Based(Mixer):
         return far + near, BasedState(linear_attention, sliding_window)
 
     def step(self, x: Tensor, state: BasedState) -> tuple[Tensor, BasedState]:
-        far, linear_attention = self.linear_attention.step(x, state.linear_attention)
-        near, sliding_window = self.sliding_window.step(x, state.sliding_window)
+        linear, window = self.linear_attention, self.sliding_window
+        if linear.is_taylor:
+            far, near, state = based_step(linear.heads(x), window.heads(x, state.sliding_window), state)
+            return linear.o_proj(far.flatten(1)) + window.o_proj(near.flatten(1)), state
+        far, linear_attention = linear.step(x, state.linear_attention)
+        near, sliding_window = window.step(x, state.sliding_window)
         return far + near, BasedState(linear_attention, sliding_window)
 
     def state_bytes(self, length: int, dtype: torch.dtype) -> int:

@@ -11,6 +11,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from kernels.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
+from kernels.taylor_attention import serves, taylor_attention, taylor_attention_step
 from models.feature_maps import build_feature_map
 from models.mixer import Mixer, accumulation_dtype
 from models.projections import project
@@ -44,11 +45,14 @@ class LinearAttention(Mixer):
         self.v_proj = nn.Linear(d_model, d_model, bias=False)
         self.o_proj = nn.Linear(d_model, d_model, bias=False)
         self.phi = build_feature_map(feature_map, feature_dim)
+        self.is_taylor = feature_map == "taylor"
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self._project(x)
+        if self.is_taylor and serves(q, k, v, None):
+            return self.join(taylor_attention(q, k, v)[0])
         y, z, _ = linear_attention(q, k, v, self.phi, self.phi.similarity, sums=self.phi.positive)
-        return self._output(y, z)
+        return self.join(self._normalised(y, z))
 
     def init_state(self, batch_size, *, max_length=None, dtype=None, device=None) -> LinearAttentionState:
         like = self.like_parameters(dtype, device)
@@ -58,14 +62,26 @@ class LinearAttention(Mixer):
 
     def prefill(self, x: Tensor, state: LinearAttentionState) -> tuple[Tensor, LinearAttentionState]:
         q, k, v = self._project(x)
+        if self.is_taylor and serves(q, k, v, state):
+            y, state = taylor_attention(q, k, v, state)
+            return self.join(y), state
         y, z, final_state = linear_attention(q, k, v, self.phi, self.phi.similarity, state, sums=self.phi.positive)
         S, sums = final_state()
-        return self._output(y, z), LinearAttentionState(S.to(state.S.dtype), sums.to(state.z.dtype))
+        state = LinearAttentionState(S.to(state.S.dtype), sums.to(state.z.dtype))
+        return self.join(self._normalised(y, z)), state
 
     def step(self, x: Tensor, state: LinearAttentionState) -> tuple[Tensor, LinearAttentionState]:
-        q, k, v = (t.squeeze(2) for t in self._project(x.unsqueeze(1)))
+        q, k, v = self.heads(x)
+        if self.is_taylor:
+            y, state = taylor_attention_step(q, k, v, state)
+            return self.o_proj(y.flatten(1)), state
         y, z, state = linear_attention_step(self.phi(q), self.phi(k), v, state, sums=self.phi.positive)
-        return self._output(y.unsqueeze(2), None if z is None else z.unsqueeze(2)).squeeze(1), state
+        return self.o_proj(self._normalised(y, z).flatten(1)), state
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys [B, H, K], values [B, H, V] of one token [B, D]."""
+        q, k, v = (t.squeeze(2) for t in self._project(x.unsqueeze(1)))
+        return q, k, v
 
     def state_bytes(self, length: int, dtype: torch.dtype) -> int:
         return self.num_heads * self.phi.expanded_dim * (self.head_dim + self.phi.positive) * dtype.itemsize
@@ -78,9 +94,14 @@ class LinearAttention(Mixer):
         )
         return q, k, v
 
-    def _output(self, y: Tensor, z: Tensor | None) -> Tensor:
-        """Normalise [B, H, N, V] by the sums of similarities [B, H, N, 1], join the heads, project: [B, N, D]."""
-        if z is not None:
-            wide = accumulation_dtype(y.dtype)
-            y = (y.to(wide) / (z.to(wide) + EPS)).to(y.dtype)
+    def join(self, y: Tensor) -> Tensor:
+        """Join the heads [B, H, N, V] and project: [B, N, D]."""
         return self.o_proj(y.transpose(1, 2).flatten(-2))
+
+    @staticmethod
+    def _normalised(y: Tensor, z: Tensor | None) -> Tensor:
+        """[..., V] by the sums of similarities [..., 1], where they are."""
+        if z is None:
+            return y
+        wide = accumulation_dtype(y.dtype)
+        return (y.to(wide) / (z.to(wide) + EPS)).to(y.dtype)

@@ -70,15 +70,13 @@ class Mamba(Mixer):
 
     def prefill(self, x: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
         u, z = self.in_proj(x).chunk(2, dim=-1)
-        u, conv = self.conv1d.prefill(u, state.conv)
-        u = F.silu(u)
+        u, conv = self.conv1d.prefill(u, state.conv, silu=True)
         y, ssm = selective_scan(u, *self._select(u), state.ssm)
         return self._output(y, u, z), MambaState(conv, ssm.to(state.ssm.dtype))
 
     def step(self, x: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
         u, z = self.in_proj(x).chunk(2, dim=-1)
-        u, conv = self.conv1d.step(u, state.conv)
-        u = F.silu(u)
+        u, conv = self.conv1d.step(u, state.conv, silu=True)
         y, ssm = selective_scan_step(u, *self._select(u), state.ssm)
         return self._output(y, u, z), MambaState(conv, ssm)
 

@@ -5,7 +5,6 @@ arXiv 2312.04927, section 4. It compares neighbours, which recall needs, and rec
 """
 
 import torch
-import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
@@ -35,13 +34,13 @@ class ShortConv(Mixer):
 
     def prefill(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         u, gate = self.in_proj(x).chunk(2, dim=-1)
-        u, state = self.conv.prefill(u, state)
-        return self.out_proj(F.silu(u) * gate), state
+        y, state = self.conv.prefill(u, state, silu=True, gate=gate)
+        return self.out_proj(y), state
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         u, gate = self.in_proj(x).chunk(2, dim=-1)
-        u, state = self.conv.step(u, state)
-        return self.out_proj(F.silu(u) * gate), state
+        y, state = self.conv.step(u, state, silu=True, gate=gate)
+        return self.out_proj(y), state
 
     def state_bytes(self, length: int, dtype: torch.dtype) -> int:
         return self.conv.state_bytes(dtype)

@@ -3,23 +3,12 @@
 Source: Beltagy et al. 2020, arXiv 2004.05150; the window of Based, Arora et al. 2024, arXiv 2402.18668, section 4.2.
 """
 
-from typing import NamedTuple
-
 import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from kernels.attention import masked_attention
-from kernels.sliding_window import sliding_window_attention
+from kernels.sliding_window import RingBuffer, sliding_window_attention, sliding_window_step
 from models.attention_heads import AttentionHeads, Fraction
-
-
-class RingBuffer(NamedTuple):
-    """The last W keys and values; the token at position p stands in slot p mod W, over the one W positions older."""
-
-    k: Tensor  # [B, W, G, K]
-    v: Tensor  # [B, W, G, K]
-    length: Tensor  # [B], tokens seen so far
 
 
 class SlidingWindow(AttentionHeads):
@@ -81,15 +70,13 @@ class SlidingWindow(AttentionHeads):
         return self.join(y), state
 
     def step(self, x: Tensor, state: RingBuffer) -> tuple[Tensor, RingBuffer]:
-        q, k, v = self.project(x.unsqueeze(1), state.length[:, None])
-        slot = torch.arange(self.window_size, device=x.device)
-        here = (slot == (state.length % self.window_size)[:, None])[..., None, None]  # [B, W, 1, 1]
-        ring_k = torch.where(here, k.transpose(1, 2).to(state.k.dtype), state.k)
-        ring_v = torch.where(here, v.transpose(1, 2).to(state.v.dtype), state.v)
-        filled = (slot <= state.length[:, None])[:, None, None, :]  # [B, 1, 1, W]
-        k, v = (self.repeat(ring.transpose(1, 2).to(x.dtype)) for ring in (ring_k, ring_v))
-        y = masked_attention(q, k, v, filled)  # [B, H, 1, K]
-        return self.o_proj(y.flatten(1)), RingBuffer(ring_k, ring_v, state.length + 1)
+        y, state = sliding_window_step(*self.heads(x, state), state)
+        return self.o_proj(y.flatten(1)), state
+
+    def heads(self, x: Tensor, state: RingBuffer) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, H, K], keys and values [B, G, K] of one token [B, D]."""
+        q, k, v = (t.squeeze(2) for t in self.project(x.unsqueeze(1), state.length[:, None]))
+        return q, k, v
 
     def state_bytes(self, length: int, dtype: torch.dtype) -> int:
         return 2 * self.window_size * self.num_kv_heads * self.head_dim * dtype.itemsize + torch.int64.itemsize

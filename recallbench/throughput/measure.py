@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from kernels.backend import using
 from models import build_model
 from recallbench.interrupt import Stopped, StopRequest
 from recallbench.memory import out_of_memory, peak_memory
@@ -22,12 +23,16 @@ from recallbench.throughput.prefill import Prefill
 from recallbench.throughput.timing import durations, spread
 
 
-@torch.no_grad()
 def measure(run: Measurement, device: torch.device, stop: StopRequest) -> dict[str, Any]:
     """What the record says beside the settings.
 
     **Raises** `Stopped` between two passes once `stop` is made, and what torch raises where memory does not suffice.
     """
+    with torch.no_grad(), using(run.throughput.backend):
+        return _measure(run, device, stop)
+
+
+def _measure(run: Measurement, device: torch.device, stop: StopRequest) -> dict[str, Any]:
     began = time.monotonic()
     torch.manual_seed(0)
     with device:

@@ -40,8 +40,9 @@ def rows(value: object) -> object:
 class ThroughputConfig(BaseModel):
     """What is measured; `conf/throughput.yaml` says each.
 
-    `state_dtype`: by default `dtype`. `device_name`: what the speed belongs to, by default the device of the process
-    that composes the configuration; one that measures refuses to where it has another.
+    `state_dtype`: by default `dtype`. `backend`: `reference` for plain PyTorch alone, by default Triton's kernels where
+    they serve. `device_name`: what the speed belongs to, by default the device of the process that composes the
+    configuration; one that measures refuses to where it has another.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
@@ -52,6 +53,7 @@ class ThroughputConfig(BaseModel):
     generate: PositiveInt = 128
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     state_dtype: StateDtype | None = None
+    backend: Literal["reference"] | None = None
     temperature: NonNegative = 0
     cuda_graph: bool = True
     passes: PositiveInt = 5

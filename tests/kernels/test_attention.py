@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from kernels.attention import causal_attention, masked_attention
 from kernels.sliding_window import sliding_window_attention
@@ -58,3 +60,23 @@ def test_large_scores_stay_finite(scale, W, dtype):
     tensors, dy = operands(256, dtype, scale)
     for found in results(lambda *t: sliding_window_attention(*t, W), tensors, dy):
         assert found.isfinite().all()
+
+
+class Largest(TorchDispatchMode):
+    """The elements of the largest tensor that any operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        sizes = [t.untyped_storage().nbytes() // t.itemsize for t in tree_leaves(made) if isinstance(t, torch.Tensor)]
+        self.elements = max(self.elements, *sizes, 0)
+        return made
+
+
+def test_a_window_takes_memory_that_grows_with_n_and_not_with_its_square():
+    N, W = 16384, 64
+    q, k, v = (torch.empty(1, H, N, K, device="meta") for _ in range(3))
+    with Largest() as largest:
+        assert sliding_window_attention(q, k, v, W).shape == q.shape
+    assert largest.elements <= 2 * H * N * 2 * max(W, K)  # of scores or keys in blocks, twice over

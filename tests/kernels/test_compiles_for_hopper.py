@@ -3,6 +3,10 @@
 The interpreter runs what the compiler may refuse, and cannot multiply in bfloat16; this asks the compiler.
 """
 
+import re
+import subprocess
+from pathlib import Path
+
 import pytest
 import torch
 import triton
@@ -10,22 +14,36 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from kernels import backend
+from kernels.based import BasedState, based_step
 from kernels.cross_entropy_triton import fused_answers, fused_cross_entropy
 from kernels.linear_attention import LinearAttentionState
-from kernels.selective_scan_triton import fused_selective_scan
-from kernels.sliding_window_triton import fused_window_step
+from kernels.selective_scan import selective_scan, selective_scan_step
+from kernels.short_conv import short_conv, short_conv_step
+from kernels.sliding_window import RingBuffer, sliding_window_step
 from kernels.taylor_attention import taylor_attention, taylor_attention_step
-from kernels.taylor_features import features
+from kernels.taylor_features import feature_count
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels run on the GPU itself")
 
 HOPPER = GPUTarget("cuda", 90, 32)
-NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64"}
+NAMES = {
+    torch.bfloat16: "bf16",
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.float8_e4m3fn: "fp8e4nv",
+    torch.float8_e5m2: "fp8e5",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 OPTIONS = {"num_warps", "num_stages"}
 
 
 @pytest.fixture
-def compiled(monkeypatch):
-    """Launches compile and do nothing else; the names of the kernels launched."""
-    found = []
+def compiled(monkeypatch, tmp_path):
+    """Launches compile and do nothing else; for each kernel launched, the bytes a thread keeps out of registers."""
+    found = {}
 
     def compile_only(kernel, *positional, grid, warmup, **named):
         arguments = dict(zip(kernel.arg_names, positional, strict=False)) | named
@@ -34,18 +52,25 @@ def compiled(monkeypatch):
         signature, constants, attributes = {}, {}, {}
         for place, name in enumerate(kernel.arg_names):
             value = arguments[name]
-            if name in fixed or value is None:
+            if name in fixed or value is None or (isinstance(value, int) and value == 1):
                 signature[name], constants[(place,)] = "constexpr", value
             elif isinstance(value, torch.Tensor):
                 signature[name], attributes[(place,)] = f"*{NAMES[value.dtype]}", [["tt.divisibility", 16]]
             else:
                 signature[name] = "fp32" if isinstance(value, float) else "i32"
+                if isinstance(value, int) and value % 16 == 0:
+                    attributes[(place,)] = [["tt.divisibility", 16]]
         made = triton.compile(ASTSource(kernel, signature, constants, attributes), target=HOPPER, options=options)
         assert made.metadata.shared <= 227 * 1024  # what a program may have
         assert len(made.asm["cubin"]) > 0
-        found.append(kernel.fn.__name__)
+        code = tmp_path / "kernel.cubin"
+        code.write_bytes(made.asm["cubin"])
+        use = subprocess.run([CUOBJDUMP, "--dump-resource-usage", code], capture_output=True, text=True, check=True)
+        (stack,) = re.findall(r"STACK:(\d+)", use.stdout)
+        found[kernel.fn.__name__] = max(int(stack), found.get(kernel.fn.__name__, 0))
 
     monkeypatch.setattr(JITFunction, "run", compile_only)
+    monkeypatch.setattr(backend, "_runs_on", lambda device: True)
     return found
 
 
@@ -59,56 +84,56 @@ def both_ways(call, inputs):
     torch.autograd.grad(outputs, inputs, [torch.zeros_like(t) for t in outputs], allow_unused=True)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels run on the GPU itself")
-def test_taylor_attention(compiled):
-    K = 16
-    F = len(features(K).weight)
-    q, k, v = tensors((1, 2, 300, K), (1, 2, 300, K), (1, 2, 300, 64))
-    S, z = tensors((1, 2, F, 64), (1, 2, F), dtype=torch.float32)
-
-    def attend(q, k, v, S, z):
-        y, state = taylor_attention(q, k, v, LinearAttentionState(S, z), backend="triton")
-        return y, *state
-
-    both_ways(attend, [q, k, v, S, z])
-    one = [t.detach()[:, :, 0] for t in (q, k, v)]
-    for dtype in (torch.float32, torch.bfloat16):
-        state = LinearAttentionState(S.detach().to(dtype), z.detach().to(dtype))
-        taylor_attention_step(*one, state, backend="triton")
-    prefill = ["_segment_sums", "_forward"]
-    assert compiled == [
-        *prefill,
-        "_by_numerator",
-        "_segment_sums",
-        "_queries_backward",
-        "_keys_backward",
-        *2 * ["_step"],
-    ]
+@pytest.mark.parametrize("K", [16, 24])
+def test_taylor_attention(K, compiled):
+    """With all features in one program, and with parts of them in several; either holds nearly all it needs."""
+    q, k, v = tensors((1, 2, 320, K), (1, 2, 320, K), (1, 2, 320, 64))
+    if K == 16:
+        both_ways(lambda *t: taylor_attention(*t, backend="triton")[:1], [q, k, v])
+        assert compiled.keys() == {"_segment_sums", "_forward", "_by_numerator", "_queries_backward", "_keys_backward"}
+    else:
+        taylor_attention(q.detach(), k.detach(), v.detach(), backend="triton")
+        assert compiled.keys() == {"_segment_sums", "_forward"}
+    assert compiled["_segment_sums"] <= 64
+    assert compiled["_forward"] <= 256
+    assert max(compiled.values()) <= 1024
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels run on the GPU itself")
-@pytest.mark.parametrize(("R", "D"), [(100, 64), (16384, 128)])
-def test_cross_entropy(R, D, compiled):
-    x, weight = tensors((R, D), (8192, D))
-    targets = torch.zeros(R, dtype=torch.int64)
+def test_cross_entropy(compiled):
+    x, weight = tensors((16384, 128), (8192, 128))
+    targets = torch.zeros(16384, dtype=torch.int64)
     both_ways(lambda *t: (fused_cross_entropy(*t, targets),), [x, weight])
     fused_answers(x, weight, targets)
-    assert compiled == ["_partial", "_merge", "_weight_gradient", "_partial", "_merge"]
+    assert compiled.keys() == {"_partial", "_merge", "_weight_gradient"}
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels run on the GPU itself")
 def test_selective_scan(compiled):
     S = 16
     x, dt, B, C = tensors((2, 100, 256), (2, 100, 256), (2, 100, S), (2, 100, S))
     A, state = tensors((256, S), (2, 256, S), dtype=torch.float32)
-    both_ways(fused_selective_scan, [x, dt, A, B, C, state])
-    assert compiled == ["_forward", "_backward"]
+    both_ways(lambda *t: selective_scan(*t, backend="triton"), [x, dt, A, B, C, state])
+    assert compiled.keys() == {"_forward", "_backward"}
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels run on the GPU itself")
-def test_sliding_window_step(compiled):
-    width = 112
-    q, k, v = tensors((2, 4, width), (2, 2, width), (2, 2, width))
-    rings = tensors((2, 64, 2, width), (2, 64, 2, width))
-    fused_window_step(*(t.detach() for t in (q, k, v, *rings)), torch.zeros(2, dtype=torch.int64))
-    assert compiled == ["_step"]
+def test_steps_need_no_more_than_registers(compiled):
+    B, H, K, V, W, E, S = 2, 16, 16, 64, 64, 512, 16
+    q, k, v, near, conv, x, dt, b, c, past = (
+        t.detach()
+        for t in tensors(
+            (B, H, K), (B, H, K), (B, H, V), (B, H, V), (B, E), (B, E), (B, E), (B, S), (B, S), (B, 3, E)
+        )
+    )  # fmt: skip
+    F = feature_count(K)
+    for dtype in (torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2):
+        far = LinearAttentionState(torch.zeros(B, H, F, V, dtype=dtype), torch.zeros(B, H, F, dtype=dtype))
+        taylor_attention_step(q, k, v, far, backend="triton")
+    far = LinearAttentionState(*(t.bfloat16() for t in far))
+    ring = RingBuffer(*(torch.zeros(B, W, H, V, dtype=torch.bfloat16) for _ in "kv"), torch.zeros(B, dtype=int))
+    sliding_window_step(near, near, near, ring, backend="triton")
+    based_step((q, k, v), (near, near, near), BasedState(far, ring), backend="triton")
+    weight, A = torch.zeros(E, 1, 4, dtype=torch.bfloat16), torch.zeros(E, S)
+    short_conv(conv.unsqueeze(1), weight, None, past, silu=True, gate=conv.unsqueeze(1), backend="triton")
+    short_conv_step(conv, weight, weight[:, 0, 0].contiguous(), past, silu=True, backend="triton")
+    for dtype in (torch.float32, torch.bfloat16):
+        selective_scan_step(x, dt, A, b, c, torch.zeros(B, E, S, dtype=dtype), backend="triton")
+    assert compiled == {"_step": 0, "_prefill": 0}

@@ -17,13 +17,17 @@ if not CUDA and os.environ.get("TRITON_INTERPRET") != "1":
 DEVICE = "cuda" if CUDA else "cpu"
 HALF = torch.bfloat16 if CUDA else torch.float16  # the interpreter multiplies the bits of bfloat16 as integers
 TOLERANCE = {torch.float32: 1e-5, HALF: 1e-2}
-SHAPES = [(1, 1, 1, 8, 16), (2, 1, CHUNK + 1, 16, 32), (1, 2, 3 * CHUNK, 4, 48), (1, 3, 2 * CHUNK - 1, 24, 32)]
+SHAPES = [(1, 1, 1, 8, 128), (2, 1, CHUNK + 1, 16, 32), (1, 2, 2 * CHUNK, 4, 48), (1, 1, CHUNK + 7, 32, 32)]
+"""B, H, N, K, V: less than a chunk, one and a bit, two; the features in one part and in several."""
 LARGE = [
     (1, 2, 16385, 16, 64),
     (4, 16, 2048, 16, 64),
     (2, 3, 1000, 24, 64),
     (2, 3, 777, 24, 128),
     (2, 3, 777, 8, 128),
+    (1, 2, 4097, 32, 64),
+    (2, 2, 130, 32, 128),
+    (1, 1, 1, 32, 32),
     (300, 2, 100, 16, 64),
 ]
 NAMES = ("y", "S", "z", "dq", "dk", "dv", "dS", "dz")
@@ -91,9 +95,10 @@ def test_without_a_state_it_starts_from_none():
     check((y, *state), by_definition(*(t.double() for t in (q, k, v, 0 * S, 0 * z))), 1e-5)
 
 
-@pytest.mark.parametrize("state_dtype", [torch.float32, HALF])
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("shape", [(3, 2, 12, 16, 64), (1, 1, 5, 8, 48)] + [(128, 16, 40, 16, 64)] * CUDA, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "state_dtype"), [(torch.float32, torch.float32), (torch.float32, HALF), (HALF, HALF)]
+)
+@pytest.mark.parametrize("shape", [(2, 2, 5, 16, 64), (1, 1, 2, 32, 48)] + [(128, 16, 4, 16, 64)] * CUDA, ids=str)
 def test_decode_steps_in_place(shape, dtype, state_dtype):
     q, k, v, S, z = (t.detach() for t in inputs(*shape, dtype))
     expected = by_definition(*(t.double() for t in (q, k, v, S, z)))
@@ -106,14 +111,54 @@ def test_decode_steps_in_place(shape, dtype, state_dtype):
     check((torch.stack(outputs, 2), *held), expected, max(TOLERANCE[dtype], TOLERANCE[state_dtype]))
 
 
+@pytest.mark.parametrize(
+    ("state_dtype", "rounding"), [(HALF, 1 / 256), (torch.float8_e4m3fn, 1 / 8), (torch.float8_e5m2, 1 / 4)]
+)
+def test_a_narrow_state_is_rounded_when_it_is_stored_and_not_before(state_dtype, rounding):
+    """The unit of the last place is 1/8 at most in e4m3 and 1/4 in e5m2; the interpreter cuts off rather than round."""
+    q, k, v, S, z = (t.detach() for t in inputs(2, 2, 1, 16, 32, torch.float32))
+    held = LinearAttentionState(S.to(state_dtype), z.to(state_dtype))
+    S, z = (t.double() for t in held)
+    y, S, z = by_definition(q.double(), k.double(), v.double(), S, z)
+    actual, _ = taylor_attention_step(q[:, :, 0], k[:, :, 0], v[:, :, 0], held, backend="triton")
+    check((actual,), (y[:, :, 0],), 1e-5)
+    check(held, (S, z), rounding)
+
+
+def test_the_denominator_after_a_hundred_thousand_tokens():
+    """Sums of so many tokens in front: what is added to them in float32 keeps its relative error."""
+    q, k, v, S, z = (t.detach() for t in inputs(1, 1, CHUNK + 1, 8, 16, torch.float32))
+    S, z = 1e4 * S, 1e4 * z
+    exact = by_definition(*(t.double() for t in (q, k, v, S, z)))
+    y, state = taylor_attention(q, k, v, LinearAttentionState(S, z), backend="triton")
+    check((y, *state), exact, 1e-5)
+    last = LinearAttentionState(S.clone(), z.clone())
+    outputs = [taylor_attention_step(q[:, :, t], k[:, :, t], v[:, :, t], last, backend="triton")[0] for t in range(3)]
+    check((torch.stack(outputs, 2),), (exact[0][:, :, :3],), 1e-5)
+
+
+@pytest.mark.skipif(not CUDA, reason="a long sequence, step by step")
+def test_decode_does_not_drift():
+    q, k, v, S, z = (t.detach() for t in inputs(1, 2, 16385, 16, 64, torch.float32))
+    exact = by_definition(*(t.double() for t in (q, k, v, S, z)))
+    held = LinearAttentionState(S.clone(), z.clone())
+    for t in range(q.shape[2]):
+        y, _ = taylor_attention_step(q[:, :, t], k[:, :, t], v[:, :, t], held, backend="triton")
+    check((y, *held), (exact[0][:, :, -1], *exact[1:]), 1e-5)
+
+
 def test_every_way_on_is_refused_in_a_sentence():
     q, k, v, S, z = (t.detach() for t in inputs(1, 2, 5, 8, 16, torch.float32))
     wrong = [
         ((q, k[..., :4], v, None), "got k \\[1, 2, 5, 4\\], and takes \\[1, 2, 5, 8\\] with q \\[1, 2, 5, 8\\]"),
         ((q, k, v, LinearAttentionState(S[:, :, 1:], z)), "got S \\[1, 2, 44, 16\\], and takes \\[1, 2, 45, 16\\]"),
         ((q, k, v.half(), None), "got q in torch.float32 and v in torch.float16, and takes one dtype"),
-        ((q.double(), k.double(), v.double(), None), "its kernels take float32, bfloat16 or float16"),
+        (
+            (q.double(), k.double(), v.double(), None),
+            "got an input in torch.float64, and its kernel takes torch.float32, torch.bfloat16, torch.float16",
+        ),
         ((q, k, v.to("meta"), None), "and v on meta, and takes one device"),
+        ((torch.zeros(1, 2, 5, 33, device=DEVICE),) * 2 + (v, None), "got K = 33, and its kernel takes K from 1 to 32"),
         ((q[0], k[0], v[0], None), "takes q \\[B, H, N, K\\] and v \\[B, H, N, V\\], not \\[2, 5, 8\\]"),
     ]
     for arguments, sentence in wrong:

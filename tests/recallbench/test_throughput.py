@@ -210,6 +210,7 @@ OTHER = {
     "generate": 5,
     "dtype": "bfloat16",
     "state_dtype": "float16",
+    "backend": "reference",
     "temperature": 0.5,
     "cuda_graph": False,
     "passes": 3,
