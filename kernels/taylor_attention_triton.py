@@ -268,7 +268,7 @@ Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 def _attention(q: Tensor, k: Tensor, v: Tensor, S: Tensor | None, z: Tensor | None, eps: float) -> Outputs:
     q, k, v = by_rows(q, k, v)
     S, z = (None if t is None else t.contiguous() for t in (S, z))
-    y, last_S, last_z, den, sum_S, sum_z = _empty_outputs(q, v, S)
+    y, last_S, last_z, den, sum_S, sum_z = _empty_outputs(q, v, S, z)
     B, H, N, K = q.shape
     span = _span(q)
     segments = ceil(N, span)
@@ -294,7 +294,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, S: Tensor | None, z: Tensor | No
 
 @_attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, S: Tensor | None, z: Tensor | None, eps: float) -> Outputs:
-    return _empty_outputs(q, v, S)
+    return _empty_outputs(q, v, S, z)
 
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -415,16 +415,16 @@ def fused_taylor_attention(
     return _attention(q, k, v, S, z, eps)[:3]
 
 
-def _empty_outputs(q: Tensor, v: Tensor, S: Tensor | None) -> Outputs:
+def _empty_outputs(q: Tensor, v: Tensor, S: Tensor | None, z: Tensor | None) -> Outputs:
     (B, H, N, K), V = q.shape, v.shape[-1]
     F = feature_count(K)
-    kind = torch.float32 if S is None else S.dtype
+    of_S, of_z = (torch.float32 if t is None else t.dtype for t in (S, z))
     segments = ceil(N, _span(q))
     several = segments if segments > 1 else 0
     return (
         v.new_empty(v.shape),
-        v.new_empty(B, H, F, V, dtype=kind),
-        v.new_empty(B, H, F, dtype=kind),
+        v.new_empty(B, H, F, V, dtype=of_S),
+        v.new_empty(B, H, F, dtype=of_z),
         v.new_empty(B, H, N, dtype=torch.float32),
         v.new_empty(B, H, several, F, V, dtype=torch.float32),
         v.new_empty(B, H, several, F, dtype=torch.float32),

@@ -63,14 +63,16 @@ class CosFormer(Mixer):
     def init_state(self, batch_size, *, max_length=None, dtype=None, device=None) -> CosFormerState:
         like = self.like_parameters(dtype, device)
         sums = (batch_size, self.num_heads, 2 * self.feature_dim)
-        S, z = torch.zeros(*sums, self.d_model // self.num_heads, **like), torch.zeros(sums, **like)
+        S = torch.zeros(*sums, self.d_model // self.num_heads, **like)
+        z = torch.zeros(sums, **{**like, "dtype": accumulation_dtype(like["dtype"])})  # as in linear attention
         position = torch.zeros(batch_size, dtype=torch.int64, device=like["device"])
         return CosFormerState(LinearAttentionState(S, z), position)
 
     def prefill(self, x: Tensor, state: CosFormerState) -> tuple[Tensor, CosFormerState]:
         q, k, v = self._project(x, state.position)
         y, z, final_state = linear_attention(q, k, v, _as_they_are, _products, state.memory, sums=True)
-        memory = LinearAttentionState(*(t.to(state.memory.S.dtype) for t in final_state()))
+        S, sums = final_state()
+        memory = LinearAttentionState(S.to(state.memory.S.dtype), sums.to(state.memory.z.dtype))
         return self._output(y, z), CosFormerState(memory, state.position + x.shape[1])
 
     def step(self, x: Tensor, state: CosFormerState) -> tuple[Tensor, CosFormerState]:
@@ -79,8 +81,8 @@ class CosFormer(Mixer):
         return self._output(y.unsqueeze(2), z).squeeze(1), CosFormerState(memory, state.position + 1)
 
     def state_bytes(self, length: int, dtype: torch.dtype) -> int:
-        memory = 2 * self.feature_dim * (self.d_model + self.num_heads)
-        return memory * dtype.itemsize + torch.int64.itemsize
+        z = self.num_heads * accumulation_dtype(dtype).itemsize
+        return 2 * self.feature_dim * (self.d_model * dtype.itemsize + z) + torch.int64.itemsize
 
     def _project(self, x: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features of queries and keys [B, H, N, 2 K], values [B, H, N, V]; `start` [B or 1] of `x`."""

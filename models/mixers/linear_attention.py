@@ -57,7 +57,8 @@ class LinearAttention(Mixer):
     def init_state(self, batch_size, *, max_length=None, dtype=None, device=None) -> LinearAttentionState:
         like = self.like_parameters(dtype, device)
         B, H, F = batch_size, self.num_heads, self.phi.expanded_dim
-        z = torch.zeros(B, H, F if self.phi.positive else 0, **like)
+        # z counts tokens: in bfloat16 it would stop at 256.
+        z = torch.zeros(B, H, F if self.phi.positive else 0, **{**like, "dtype": accumulation_dtype(like["dtype"])})
         return LinearAttentionState(torch.zeros(B, H, F, self.head_dim, **like), z)
 
     def prefill(self, x: Tensor, state: LinearAttentionState) -> tuple[Tensor, LinearAttentionState]:
@@ -84,7 +85,8 @@ class LinearAttention(Mixer):
         return q, k, v
 
     def state_bytes(self, length: int, dtype: torch.dtype) -> int:
-        return self.num_heads * self.phi.expanded_dim * (self.head_dim + self.phi.positive) * dtype.itemsize
+        z = accumulation_dtype(dtype).itemsize if self.phi.positive else 0
+        return self.num_heads * self.phi.expanded_dim * (self.head_dim * dtype.itemsize + z)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys [B, H, N, K], values [B, H, N, V]."""

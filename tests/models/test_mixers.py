@@ -152,6 +152,15 @@ def test_bfloat16_stays_near_float32(name):
 
 
 @every_mixer
+def test_a_bfloat16_state_lasts(name):
+    """What counts tokens does not stop counting: bfloat16 has every whole number up to 256, and these are 700."""
+    mixer = build(name, torch.float32)
+    x = torch.randn(1, 700, D)
+    y, _ = steps(mixer, x, mixer.init_state(1, dtype=torch.bfloat16))
+    assert distance(y[:, -50:], mixer(x)[:, -50:]) < 0.2
+
+
+@every_mixer
 def test_members_are_the_same_mixers_side_by_side(name):
     """Stacked parameters under vmap give what each member gives alone, outputs and gradients."""
     members = [build(name, seed=s) for s in range(3)]
