@@ -78,7 +78,7 @@ def floor_bytes(case: Case) -> int:
     Inputs and outputs are in two bytes an element, and so are rings and the inputs that a convolution keeps.
     """
     item, tokens, kept = 2, case.B * case.N * H, case.state.itemsize
-    step = case.B * H * (2 * feature_count(K) * (V + 1) * kept + (2 * K + 2 * V) * item)
+    step = case.B * H * (2 * feature_count(K) * (V * kept + 4) + (2 * K + 2 * V) * item)  # z is wide
     window_step = case.B * H * (2 * W * V + 6 * V) * item
     return {
         "prefill": tokens * (2 * K + 2 * V) * item,
@@ -210,7 +210,7 @@ def _far(case: Case, random: Random) -> tuple[tuple[Tensor, Tensor, Tensor], Lin
     """Heads of linear attention, and a state of theirs."""
     q, k, v = (random(case.B, H, width) for width in (K, K, V))
     count = feature_count(K)
-    z = random(case.B, H, count, dtype=torch.float32).abs().to(case.state)
+    z = random(case.B, H, count, dtype=torch.float32).abs()  # as mixers keep it, whatever the dtype of S
     return (q, k, v), LinearAttentionState(random(case.B, H, count, V, dtype=case.state), z)
 
 
