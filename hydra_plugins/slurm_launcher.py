@@ -29,7 +29,9 @@ class SlurmLauncher(Launcher):
         """It needs nothing of these: its tasks know neither Hydra nor the command that submitted them."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        raise NotImplementedError("hydra/launcher=slurm goes with hydra/sweeper=study")
+        from models.settings import SettingError  # noqa: PLC0415
+
+        raise SettingError("hydra/launcher", "slurm", "it goes with hydra/sweeper=study")
 
     # Hydra imports this file at every start; what is imported below waits until there is something to launch.
 
