@@ -8,6 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from kernels.attention_step_triton import fused_attention_step
+from kernels.backend import Backend, takes_triton
+
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """`q`, `k`, `v` [B, H, N, K] -> [B, H, N, K]."""
@@ -29,3 +32,23 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor
     # Not cuDNN's: with a mask, its bfloat16 kernels come to NaN where scores grow large (torch 2.11 on an H200).
     with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+
+
+def attention_step(
+    q: Tensor, k: Tensor, v: Tensor, cache_k: Tensor, cache_v: Tensor, length: Tensor, backend: Backend | None = None
+) -> Tensor:
+    """The recurrent form, one token: its key and value go into slot `length` of the caches, it attends to all up to it.
+
+    **Arguments:** `q` [B, H, K]; `k` [B, G, K] and `v` [B, G, V], each for H / G heads; `cache_k` [B, C, G, K] and
+    `cache_v` [B, C, G, V], updated in place; `length` [B], the slots that are full, fewer than C, left as it is.
+    **Returns** [B, H, V].
+    """
+    if takes_triton("attention_step", backend, (q, k, v), (cache_k, cache_v), K=k.shape[-1], V=v.shape[-1]):
+        return fused_attention_step(q, k, v, cache_k, cache_v, length)
+    rows = torch.arange(len(q), device=q.device)
+    cache_k[rows, length], cache_v[rows, length] = k.to(cache_k.dtype), v.to(cache_v.dtype)
+    visible = torch.arange(cache_k.shape[1], device=q.device) <= length[:, None]  # [B, C]
+    keys, values = (
+        t.transpose(1, 2).to(q.dtype).repeat_interleave(q.shape[1] // k.shape[1], 1) for t in (cache_k, cache_v)
+    )  # [B, H, C, *]
+    return masked_attention(q.unsqueeze(2), keys, values, visible[:, None, None]).squeeze(2)

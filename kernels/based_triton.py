@@ -90,5 +90,5 @@ def fused_based_step(
     **Raises** `ValueError` where shapes, dtypes or devices do not fit together.
     """
     taylor_step_triton.check(q.unsqueeze(2), k.unsqueeze(2), v.unsqueeze(2), S, z)
-    sliding_window_triton.check(*window, ring_k, ring_v, length)
+    sliding_window_triton.check("based_step", *window, ring_k, ring_v, length)
     return _decode(q, k, v, S, z, eps, *window, ring_k, ring_v, length)

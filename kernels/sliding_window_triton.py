@@ -100,18 +100,18 @@ def fused_window_step(q: Tensor, k: Tensor, v: Tensor, ring_k: Tensor, ring_v: T
 
     **Raises** `ValueError` where shapes or devices do not fit together.
     """
-    check(q, k, v, ring_k, ring_v, length)
+    check("sliding_window_step", q, k, v, ring_k, ring_v, length)
     return _decode(q, k, v, ring_k, ring_v, length)
 
 
-def check(q: Tensor, k: Tensor, v: Tensor, ring_k: Tensor, ring_v: Tensor, length: Tensor) -> None:
-    """**Raises** `ValueError` where shapes or devices do not fit together."""
-    (B, H, K), (_, W, G, V) = q.shape, ring_v.shape
-    shapes = {"k": (B, G, K), "v": (B, G, V), "ring_k": (B, W, G, K), "ring_v": (B, W, G, V), "length": (B,)}
-    for (name, shape), t in zip(shapes.items(), (k, v, ring_k, ring_v, length), strict=True):
+def check(kernel: str, q: Tensor, k: Tensor, v: Tensor, kept_k: Tensor, kept_v: Tensor, length: Tensor) -> None:
+    """**Raises** `ValueError` where shapes or devices do not fit together, of a ring of W slots or a cache of so many."""
+    (B, H, K), (_, W, G, V) = q.shape, kept_v.shape
+    shapes = {"k": (B, G, K), "v": (B, G, V), "kept k": (B, W, G, K), "kept v": (B, W, G, V), "length": (B,)}
+    for (name, shape), t in zip(shapes.items(), (k, v, kept_k, kept_v, length), strict=True):
         if t.shape != shape:
-            raise ValueError(f"sliding_window_step got {name} {list(t.shape)}, and takes {list(shape)}")
+            raise ValueError(f"{kernel} got {name} {list(t.shape)}, and takes {list(shape)}")
         if t.device != q.device:
-            raise ValueError(f"sliding_window_step got q on {q.device} and {name} on {t.device}, and takes one device")
+            raise ValueError(f"{kernel} got q on {q.device} and {name} on {t.device}, and takes one device")
     if H % G:
-        raise ValueError(f"sliding_window_step got {H} heads of queries, and takes a multiple of the {G} of keys")
+        raise ValueError(f"{kernel} got {H} heads of queries, and takes a multiple of the {G} of keys")

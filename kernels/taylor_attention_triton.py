@@ -55,13 +55,13 @@ MOST_SEGMENTS = 16
 @triton.jit
 def _segment_sums(
     x_ptr, u_ptr, e_ptr, P_ptr, place_ptr, weight_ptr, S_ptr, z_ptr,
-    H, N, V, F, span, segments, xb, xh, xn, ub, uh, un,
+    H, N, V, F, span, segments, skipped, xb, xh, xn, ub, uh, un,
     K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, BF: tl.constexpr, ROWS: tl.constexpr,
     BLOCKS: tl.constexpr, PARTS: tl.constexpr, HAS_E: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Sums of one part of phi(x), (u, e)^T times, over each segment, e being 1 where it is not given."""
+    """Sums of one part of phi(x), (u, e)^T times, over each segment but those skipped; e is 1 where it is not given."""
     sequence = tl.program_id(0).to(tl.int64)
-    segment = tl.program_id(1)
+    segment = skipped + tl.program_id(1)
     part = tl.program_id(2) % PARTS
     base = part * BLOCKS
     P_ptr += base * BF * BK
@@ -281,7 +281,9 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, S: Tensor | None, z: Tensor | No
     with torch.cuda.device_of(q):
         if segments > 1:
             strides = (*k.stride()[:3], *v.stride()[:3])
-            _segment_sums[grid](k, v, None, P, place, weight, sum_S, sum_z, *sizes, *strides, HAS_E=False, **blocks)
+            _segment_sums[(B * H, segments - 1, grid[-1])](  # the last is before no other
+                k, v, None, P, place, weight, sum_S, sum_z, *sizes, 0, *strides, HAS_E=False, **blocks
+            )
         strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
         _forward[grid](
             q, k, v, P, place, weight, sum_S, sum_z, S, z, num, den, last_S, last_z, *sizes, *strides, K**-0.5, eps,
@@ -328,8 +330,8 @@ def _gradients(
         _by_numerator[(ceil(B * H * N, 32),)](y, den, dy.contiguous(), u, e, B * H * N, V, whole, 32)
         if segments > 1:
             of_q_and_u = (*q.stride()[:3], *u.stride()[:3])
-            _segment_sums[(*grid, ceil(V, blocks["BV"]) * count)](
-                q, u, e, P, place, weight, later_S, later_z, *sizes, *of_q_and_u, HAS_E=True, **blocks
+            _segment_sums[(B * H, segments - 1, ceil(V, blocks["BV"]) * count)](  # the first is after no other
+                q, u, e, P, place, weight, later_S, later_z, *sizes, 1, *of_q_and_u, HAS_E=True, **blocks
             )
         grid = (*grid, count)
         _queries_backward[grid](

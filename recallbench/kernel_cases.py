@@ -1,8 +1,8 @@
 """What the benchmark of the kernels measures: for each kernel its shapes, its implementations, and its least bytes.
 
 Heads are those of the Based paper: H = 16, K = 16, V = 64, a window of W = 64 positions; its short convolutions have
-4,096 channels and reach over 3 positions. The selective scan is that of Mamba at the width 1,024: 2,048 channels of 16
-states.
+4,096 channels and reach over 3 positions. A cache of attention has room for 2,048. The selective scan is that of Mamba
+at the width 1,024: 2,048 channels of 16 states.
 """
 
 import importlib
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from kernels.attention import masked_attention
+from kernels.attention import attention_step, masked_attention
 from kernels.backend import Backend
 from kernels.based import BasedState, based_step
 from kernels.linear_attention import LinearAttentionState
@@ -27,17 +27,27 @@ from kernels.taylor_attention import taylor_attention, taylor_attention_step
 from kernels.taylor_features import feature_count
 
 H, K, V, W = 16, 16, 64, 64
+ROOM = 2048
 CHANNELS, SIZE = 4096, 3
 E, S = 2048, 16
 
 Call = Callable[[], Any]
 Kernel = Literal[
-    "prefill", "training", "step", "window", "window step", "based step", "short conv", "short conv step", "scan step"
+    "prefill",
+    "training",
+    "step",
+    "attention step",
+    "window",
+    "window step",
+    "based step",
+    "short conv",
+    "short conv step",
+    "scan step",
 ]
 
 
 class Case(NamedTuple):
-    """What is measured at one shape; N is of no account to a step."""
+    """What is measured at one shape; of N tokens before it a step of attention alone takes account."""
 
     kernel: Kernel
     B: int
@@ -52,6 +62,7 @@ CASES = [
     *(Case("training", 4, N) for N in (2048, 4096, 8192)),
     *(Case("step", B, state=dtype) for dtype in STATES for B in (1, 8, 128, 512)),
     *(Case("step", 128, state=dtype) for dtype in (torch.float8_e4m3fn, torch.float8_e5m2)),
+    *(Case("attention step", B, N) for B in (1, 8, 128) for N in (ROOM // 2, ROOM - 1)),
     *(Case("window", B, N) for B, N in ((1, 16384), (4, 2048), (4, 8192), (16, 2048))),
     *(Case("window step", B) for B in (1, 128, 512)),
     *(Case("based step", B, state=dtype) for dtype in STATES for B in (1, 128, 512)),
@@ -61,6 +72,7 @@ CASES = [
 ]
 TRIAL = [
     *(Case(kernel, 1, 100) for kernel in ("prefill", "training", "window", "short conv")),
+    Case("attention step", 2, 100),
     *(Case(kernel, 2) for kernel in ("step", "window step", "based step", "short conv step", "scan step")),
 ]
 """For a CPU: that it runs."""
@@ -85,6 +97,7 @@ def floor_bytes(case: Case) -> int:
         # and then q, k, v, y and dy are read, dq, dk and dv written
         "training": tokens * (2 * K + 2 * V + 4 * K + 4 * V) * item,
         "step": step,
+        "attention step": case.B * H * (2 * case.N * V + 6 * V) * item,
         "window": tokens * 4 * V * item,
         "window step": window_step,
         "based step": step + window_step,
@@ -125,6 +138,17 @@ def _steps(case: Case, random: Random) -> Iterator[tuple[str, Call]]:
     far, state = _far(case, random)
     for name, backend in _ours(far[0]):
         yield name, lambda of=backend: taylor_attention_step(*far, state, of)
+
+
+def _attention_steps(case: Case, random: Random) -> Iterator[tuple[str, Call]]:
+    q, k, v = (random(case.B, H, V) for _ in range(3))
+    caches = [random(case.B, ROOM, H, V) for _ in "kv"]
+    length = torch.full((case.B,), case.N, dtype=torch.int64, device=q.device)
+    for name, backend in _ours(q):
+        yield name, lambda of=backend: attention_step(q, k, v, *caches, length, of)
+    if q.is_cuda:
+        keys, values = (t[:, : case.N].transpose(1, 2).contiguous() for t in caches)
+        yield "SDPA, of a cache of no more room", lambda: F.scaled_dot_product_attention(q.unsqueeze(2), keys, values)
 
 
 def _windows(case: Case, random: Random) -> Iterator[tuple[str, Call]]:
@@ -192,6 +216,7 @@ _WAYS: dict[Kernel, Callable[[Case, Random], Iterator[tuple[str, Call]]]] = {
     "prefill": _prefills,
     "training": _prefills,
     "step": _steps,
+    "attention step": _attention_steps,
     "window": _windows,
     "window step": _window_steps,
     "based step": _based_steps,

@@ -9,7 +9,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from kernels.attention import causal_attention, masked_attention
+from kernels.attention import attention_step, causal_attention, masked_attention
 from models.attention_heads import AttentionHeads, Fraction
 
 
@@ -70,8 +70,12 @@ class Attention(AttentionHeads):
         return self.join(masked_attention(q, k, v, visible)), state
 
     def step(self, x: Tensor, state: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
-        y, state = self.prefill(x.unsqueeze(1), state)
-        return y.squeeze(1), state
+        if isinstance(state, GrowingCache):
+            y, state = self.prefill(x.unsqueeze(1), state)
+            return y.squeeze(1), state
+        q, k, v = (t.squeeze(2) for t in self.project(x.unsqueeze(1), state.length[:, None]))
+        y = attention_step(q, k, v, *state)
+        return self.o_proj(y.flatten(1)), FixedCache(state.k, state.v, state.length.add_(1))
 
     def state_bytes(self, length: int, dtype: torch.dtype) -> int:
         return 2 * length * self.num_kv_heads * self.head_dim * dtype.itemsize

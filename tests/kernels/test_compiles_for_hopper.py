@@ -15,6 +15,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from kernels import backend
+from kernels.attention import attention_step
 from kernels.based import BasedState, based_step
 from kernels.cross_entropy_triton import fused_answers, fused_cross_entropy
 from kernels.linear_attention import LinearAttentionState
@@ -130,10 +131,11 @@ def test_steps_need_no_more_than_registers(compiled):
     far = LinearAttentionState(*(t.bfloat16() for t in far))
     ring = RingBuffer(*(torch.zeros(B, W, H, V, dtype=torch.bfloat16) for _ in "kv"), torch.zeros(B, dtype=int))
     sliding_window_step(near, near, near, ring, backend="triton")
+    attention_step(near, near, near, *ring, backend="triton")
     based_step((q, k, v), (near, near, near), BasedState(far, ring), backend="triton")
     weight, A = torch.zeros(E, 1, 4, dtype=torch.bfloat16), torch.zeros(E, S)
     short_conv(conv.unsqueeze(1), weight, None, past, silu=True, gate=conv.unsqueeze(1), backend="triton")
     short_conv_step(conv, weight, weight[:, 0, 0].contiguous(), past, silu=True, backend="triton")
     for dtype in (torch.float32, torch.bfloat16):
         selective_scan_step(x, dt, A, b, c, torch.zeros(B, E, S, dtype=dtype), backend="triton")
-    assert compiled == {"_step": 0, "_prefill": 0}
+    assert compiled == {"_step": 0, "_prefill": 0, "_spans": 0}

@@ -15,6 +15,7 @@ if not CUDA and os.environ.get("TRITON_INTERPRET") != "1":
 DEVICE = "cuda" if CUDA else "cpu"
 D = 16
 OPTIONS = {
+    "attention": {"num_heads": 4, "num_kv_heads": 2, "use_rope": True},
     "linear_attention": {"feature_dim": 4, "num_heads": 2},
     "based": {"feature_dim": 4, "num_heads": 2, "window_size": 3},
     "sliding_window": {"num_heads": 4, "num_kv_heads": 2, "window_size": 3, "use_rope": True},
@@ -32,7 +33,7 @@ def test_prefill_and_steps(name):
     results = {}
     for backend in ("triton", "reference"):
         with using(backend):
-            y, state = mixer.prefill(x[:, :5], mixer.init_state(2))
+            y, state = mixer.prefill(x[:, :5], mixer.init_state(2, max_length=9))
             outputs = [y]
             for t in range(5, 9):
                 y, state = mixer.step(x[:, t], state)
