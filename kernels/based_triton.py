@@ -16,8 +16,8 @@ from torch import Tensor
 
 from kernels import sliding_window_triton, taylor_step_triton
 from kernels.sliding_window_triton import widths, window_step
-from kernels.taylor_step_triton import taylor_step
-from kernels.taylor_sums_triton import by_rows, tables
+from kernels.taylor_step_triton import factors, taylor_step
+from kernels.taylor_sums_triton import by_rows
 
 
 @triton.jit
@@ -52,7 +52,7 @@ def _decode(
     q, k, v, window_q, window_k, window_v = by_rows(q, k, v, window_q, window_k, window_v)
     (B, H, K), V = q.shape, v.shape[-1]
     (_, window_H, WK), (_, W, G, WV) = window_q.shape, ring_v.shape
-    _, _, weight, table = tables(K, q.device, q.dtype)
+    table, weight = factors(K, q.device)
     far, near = v.new_empty(B, H, V), window_q.new_empty(B, window_H, WV)
     with torch.cuda.device_of(q):
         _step[(B * (H + window_H),)](

@@ -6,11 +6,11 @@ sums in registers for all before it, starting from the sums of the segments befo
 first kernel. The backward pass makes everything again: queries' gradients in the same order, keys' and values' in
 reverse, with sums over the queries that come after.
 
-A token and head take, forward: 4 F V operations for S, 8 F K for its features, 2 C (K + V) within the chunk, and the
-keys' half of the former again where there are several segments; bytes are those of q, k, v and y, 2 (2 K + 2 V) in
-bfloat16, and those of one state a segment. Beyond K = 16 the features are cut into parts, since a program that held the
-sums of all would spill them; what the parts add to y, dq, dk and dv is in float32 and added up after, 8 V bytes each
-forward and 16 K + 8 V backward.
+A token and head take, forward: 4 K (K + 2) V operations for the sums, 2 C (K + V) within the chunk, and the keys' half
+of the former again where there are several segments; bytes are those of q, k, v and y, 2 (2 K + 2 V) in bfloat16, and
+those of one state a segment. Beyond K = 16 (8 in float32) the features are cut into parts, since a program that held
+the sums of all would spill them; what the parts add to y, dq, dk and dv is in float32 and added up after, 8 V bytes
+each forward and 16 K + 8 V backward.
 """
 
 # Triton has no types for launches, nor for functions of kernels that return several tensors.
@@ -26,27 +26,33 @@ from torch import Tensor
 from kernels.linear_attention import LinearAttentionState
 from kernels.taylor_features import feature_count
 from kernels.taylor_sums_triton import (
-    FEATURES,
+    BX,
+    NE,
     by_rows,
     ceil,
     check,
-    corner,
     gradient,
-    load_state,
-    parts,
+    load_sums,
+    one_more,
     read,
     rows,
-    store_state,
-    tables,
-    through,
+    store_sums,
+    values,
+    with_one,
     write,
 )
 
-PROGRAMS = 256
-"""Sequences are cut into segments until there are so many programs, two for each processor of an H100."""
+PROGRAMS = 132
+"""Sequences are cut into segments until there are so many programs, one for each processor of an H100."""
 
-CHUNK = 64
-"""Positions a chunk, C."""
+CHUNK = {2: 128, 4: 32}
+"""Positions a chunk, C, by the bytes of an element: as many as registers let one product take."""
+
+PRODUCTS = {2: 256, 4: 64}
+"""Of two elements of a key, as many as a program holds the sums of, [.., V] up to V = 64, and half so many beyond."""
+
+GROUPS = {2: 2, 4: 1}
+"""In so many at a time: only those of one stand in registers, 16 bits each, as they come out of the multiplication."""
 
 MOST_SEGMENTS = 16
 """More would spend more on adding up the segments before than they spare."""
@@ -54,95 +60,107 @@ MOST_SEGMENTS = 16
 
 @triton.jit
 def _segment_sums(
-    x_ptr, u_ptr, e_ptr, P_ptr, place_ptr, weight_ptr, S_ptr, z_ptr,
-    H, N, V, F, span, segments, skipped, xb, xh, xn, ub, uh, un,
-    K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, BF: tl.constexpr, ROWS: tl.constexpr,
-    BLOCKS: tl.constexpr, PARTS: tl.constexpr, HAS_E: tl.constexpr, PRECISION: tl.constexpr,
+    x_ptr, u_ptr, e_ptr, S_ptr, z_ptr, H, N, V, F, span, segments, skipped, xb, xh, xn, ub, uh, un, scale,
+    K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
+    FEW: tl.constexpr, GROUPS: tl.constexpr, PARTS: tl.constexpr, HAS_E: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Sums of one part of phi(x), (u, e)^T times, over each segment but those skipped; e is 1 where it is not given."""
-    sequence = tl.program_id(0).to(tl.int64)
-    segment = skipped + tl.program_id(1)
+    """Sums over the writers x of each segment but those skipped; e is 1 where it is not given."""
+    sequence, segment = tl.program_id(0).to(tl.int64), skipped + tl.program_id(1)
     part = tl.program_id(2) % PARTS
-    base = part * BLOCKS
-    P_ptr += base * BF * BK
-    v = tl.program_id(2) // PARTS * BV + tl.arange(0, BV)
+    base, v = part * FEW * GROUPS, tl.program_id(2) // PARTS * BV + tl.arange(0, BV)
+    c, d = tl.arange(0, C), tl.arange(0, BK)
     x_ptr += sequence // H * xb + sequence % H * xh
     u_ptr += sequence // H * ub + sequence % H * uh
-    S, M = load_state(
-        S_ptr, z_ptr, None, None, place_ptr, weight_ptr, sequence, 0, 0, segments, base, v, F, V, BK, BF, BLOCKS, False
+    S1, S2 = load_sums(S_ptr, None, sequence, 0, 0, segments, base, v, F, V, scale, K, BK, FEW, GROUPS, False)
+    Z1, Z2 = load_sums(
+        z_ptr, None, sequence, 0, 0, segments, base, tl.arange(0, NE), F, 1, scale, K, BK, FEW, GROUPS, False
     )
     for start in range(segment * span, tl.minimum((segment + 1) * span, N), C):
-        n = start + tl.arange(0, C)
+        n = start + c
         inside = n < N
-        x = rows(x_ptr, n, inside, xn, 1.0, K, BK)
-        uT = tl.load(u_ptr + n[None, :] * un + v[:, None], mask=inside[None, :] & (v < V)[:, None], other=0.0)
-        S = write(S, x, uT, P_ptr, BK, BF, ROWS, BLOCKS, PRECISION)
-        weighed = x
+        x, x1 = rows(x_ptr, n, inside, xn, d, K), with_one(x_ptr, n, inside, xn, K)
+        u = values(u_ptr, n, inside, un, v, V)
+        e = inside.to(tl.float32)
         if HAS_E:
             e = tl.load(e_ptr + sequence * N + n, mask=inside, other=0.0)
-            weighed = (x.to(tl.float32) * e[:, None]).to(x.dtype)
-        M += tl.dot(x.T, weighed, input_precision=PRECISION)
-    first = tl.program_id(2) == 0
-    row = sequence * segments + segment
-    store_state(S_ptr, z_ptr, place_ptr, weight_ptr, row, S, M, base, v, F, V, first, BK, BF, BLOCKS)
+        e = one_more(e, x.dtype)
+        S1, S2, Z1, Z2 = write(S1, S2, Z1, Z2, x_ptr, n, inside, xn, x, x1, u, e, base, K, FEW, GROUPS, PRECISION)
+    row, first = sequence * segments + segment, tl.program_id(2) < PARTS
+    store_sums(S_ptr, row, S1, S2, base, v, True, part == 0, F, V, scale, K, BK, FEW, GROUPS)
+    store_sums(z_ptr, row, Z1, Z2, base, tl.arange(0, NE), first, part == 0, F, 1, scale, K, BK, FEW, GROUPS)
 
 
 @triton.jit
 def _forward(
-    q_ptr, k_ptr, v_ptr, P_ptr, place_ptr, weight_ptr, S_ptr, z_ptr, first_S_ptr, first_z_ptr, y_ptr, den_ptr,
-    last_S_ptr, last_z_ptr, H, N, V, F, span, segments, qb, qh, qn, kb, kh, kn, vb, vh, vn, scale, eps,
-    K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, BF: tl.constexpr, ROWS: tl.constexpr,
-    BLOCKS: tl.constexpr, PARTS: tl.constexpr, HAS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, S_ptr, z_ptr, first_S_ptr, first_z_ptr, y_ptr, den_ptr, last_S_ptr, last_z_ptr,
+    H, N, V, F, span, segments, qb, qh, qn, kb, kh, kn, vb, vh, vn, scale, eps,
+    K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
+    FEW: tl.constexpr, GROUPS: tl.constexpr, PARTS: tl.constexpr, HAS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Outputs of a segment, the sums of similarities that they are divided by and, after the last, the state.
 
     Where there are several parts of the features, what each adds to the outputs, which are then not divided yet.
     """
-    sequence = tl.program_id(0).to(tl.int64)
-    segment = tl.program_id(1)
+    sequence, segment = tl.program_id(0).to(tl.int64), tl.program_id(1)
     part = tl.program_id(2) % PARTS
-    base = part * BLOCKS
-    P_ptr += base * BF * BK
-    v = tl.program_id(2) // PARTS * BV + tl.arange(0, BV)
-    first = tl.program_id(2) == 0
+    base, v = part * FEW * GROUPS, tl.program_id(2) // PARTS * BV + tl.arange(0, BV)
+    c, d = tl.arange(0, C), tl.arange(0, BK)
     b, h = sequence // H, sequence % H
     q_ptr += b * qb + h * qh
     k_ptr += b * kb + h * kh
     v_ptr += b * vb + h * vh
     y_ptr += (part.to(tl.int64) * tl.num_programs(0) + sequence) * N * V
-    S, M = load_state(
-        S_ptr, z_ptr, first_S_ptr, first_z_ptr, place_ptr, weight_ptr, sequence, 0, segment, segments, base, v, F, V,
-        BK, BF, BLOCKS, HAS_FIRST,
-    )  # fmt: skip
-    count = corner(M, K, BK)
-    c = tl.arange(0, C)
+    den_ptr += (part.to(tl.int64) * tl.num_programs(0) + sequence) * N
+    S1, S2 = load_sums(
+        S_ptr, first_S_ptr, sequence, 0, segment, segments, base, v, F, V, scale, K, BK, FEW, GROUPS, HAS_FIRST
+    )
+    Z1, Z2 = load_sums(
+        z_ptr,
+        first_z_ptr,
+        sequence,
+        0,
+        segment,
+        segments,
+        base,
+        tl.arange(0, NE),
+        F,
+        1,
+        scale,
+        K,
+        BK,
+        FEW,
+        GROUPS,
+        HAS_FIRST,
+    )
+    first = tl.program_id(2) < PARTS  # of the values
     causal = c[:, None] >= c[None, :]
     for start in range(segment * span, tl.minimum((segment + 1) * span, N), C):
         n = start + c
         inside = n < N
-        q = rows(q_ptr, n, inside, qn, scale, K, BK)
-        k = rows(k_ptr, n, inside, kn, 1.0, K, BK)
-        vT = tl.load(v_ptr + n[None, :] * vn + v[:, None], mask=inside[None, :] & (v < V)[:, None], other=0.0)
-        numT = tl.zeros([BV, C], tl.float32)
+        q, q1 = rows(q_ptr, n, inside, qn, d, K), with_one(q_ptr, n, inside, qn, K)
+        k, k1 = rows(k_ptr, n, inside, kn, d, K), with_one(k_ptr, n, inside, kn, K)
+        u = values(v_ptr, n, inside, vn, v, V)
+        num, den = read(
+            q_ptr, n, inside, qn, q, q1, S1, S2, Z1, Z2, base, scale, PARTS == 1 or part == 0,
+            K, BV, FEW, GROUPS, PRECISION,
+        )  # fmt: skip
         if PARTS == 1 or part == 0:
-            s = tl.dot(q, k.T, input_precision=PRECISION)
-            w = tl.where(causal, 0.5 * s * s + 0.5, 0.0)
-            den = tl.sum(w, 1) + 0.5 * (tl.sum(through(q, M, PRECISION) * q.to(tl.float32), 1) + count) + eps
-            numT = tl.dot(vT, w.to(q.dtype).T, input_precision=PRECISION)
-            tl.store(den_ptr + sequence * N + n, den, mask=inside & first)
-        numT = read(numT, q, S, P_ptr, BK, BF, ROWS, BLOCKS, PRECISION)
+            s = scale * tl.dot(q, k.T, input_precision=PRECISION)
+            w = tl.where(causal, 1 + s + 0.5 * s * s, 0.0)
+            num = tl.dot(w.to(q.dtype), u, num, input_precision=PRECISION)
+            den += tl.sum(w, 1) + eps
+        tl.store(den_ptr + n, den, mask=inside & first)
         if PARTS == 1:
-            numT /= den[None, :]
-        tl.store(
-            y_ptr + n[None, :] * V + v[:, None],
-            numT.to(y_ptr.dtype.element_ty),
-            mask=inside[None, :] & (v < V)[:, None],
-        )
-        S = write(S, k, vT, P_ptr, BK, BF, ROWS, BLOCKS, PRECISION)
-        M += tl.dot(k.T, k, input_precision=PRECISION)
-        count += C
+            num *= (1 / den)[:, None]
+        at = y_ptr + n[:, None] * V + v[None, :]
+        tl.store(at, num.to(y_ptr.dtype.element_ty), mask=inside[:, None] & (v < V)[None, :])
+        e = one_more(inside.to(tl.float32), k.dtype)
+        S1, S2, Z1, Z2 = write(S1, S2, Z1, Z2, k_ptr, n, inside, kn, k, k1, u, e, base, K, FEW, GROUPS, PRECISION)
     if segment == segments - 1:
-        store_state(last_S_ptr, last_z_ptr, place_ptr, weight_ptr, sequence, S, M, base, v, F, V, first, BK, BF, BLOCKS)
+        store_sums(last_S_ptr, sequence, S1, S2, base, v, True, part == 0, F, V, scale, K, BK, FEW, GROUPS)
+        store_sums(
+            last_z_ptr, sequence, Z1, Z2, base, tl.arange(0, NE), first, part == 0, F, 1, scale, K, BK, FEW, GROUPS
+        )
 
 
 @triton.jit
@@ -161,103 +179,159 @@ def _by_numerator(y_ptr, den_ptr, dy_ptr, u_ptr, e_ptr, rows, V, BV: tl.constexp
 
 @triton.jit
 def _queries_backward(
-    q_ptr, k_ptr, v_ptr, u_ptr, e_ptr, P_ptr, place_ptr, weight_ptr, S_ptr, z_ptr, first_S_ptr, first_z_ptr, dq_ptr,
+    q_ptr, k_ptr, v_ptr, u_ptr, e_ptr, S_ptr, z_ptr, first_S_ptr, first_z_ptr, dq_ptr,
     H, N, V, F, span, segments, qb, qh, qn, kb, kh, kn, vb, vh, vn, scale,
-    K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, BF: tl.constexpr, ROWS: tl.constexpr,
-    BLOCKS: tl.constexpr, PARTS: tl.constexpr, HAS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
+    FEW: tl.constexpr, GROUPS: tl.constexpr, PARTS: tl.constexpr, HAS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of a segment's queries by one part of the features, S and M made again."""
-    sequence, part = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
-    segment = tl.program_id(1)
-    base = tl.program_id(2) * BLOCKS
-    P_ptr += base * BF * BK
-    dq_ptr += part * tl.num_programs(0) * N * K
+    """The gradients of a segment's queries by one part of the features, the sums made again."""
+    sequence, segment = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    part = tl.program_id(2) % PARTS
+    base, v = part * FEW * GROUPS, tl.program_id(2) // PARTS * BV + tl.arange(0, BV)
+    c, d = tl.arange(0, C), tl.arange(0, BK)
+    dq_ptr += part.to(tl.int64) * tl.num_programs(0) * N * K
     b, h = sequence // H, sequence % H
     q_ptr += b * qb + h * qh
     k_ptr += b * kb + h * kh
     v_ptr += b * vb + h * vh
-    v, d, c = tl.arange(0, BV), tl.arange(0, BK), tl.arange(0, C)
-    S, M = load_state(
-        S_ptr, z_ptr, first_S_ptr, first_z_ptr, place_ptr, weight_ptr, sequence, 0, segment, segments, base, v, F, V,
-        BK, BF, BLOCKS, HAS_FIRST,
-    )  # fmt: skip
+    S1, S2 = load_sums(
+        S_ptr, first_S_ptr, sequence, 0, segment, segments, base, v, F, V, scale, K, BK, FEW, GROUPS, HAS_FIRST
+    )
+    Z1, Z2 = load_sums(
+        z_ptr,
+        first_z_ptr,
+        sequence,
+        0,
+        segment,
+        segments,
+        base,
+        tl.arange(0, NE),
+        F,
+        1,
+        scale,
+        K,
+        BK,
+        FEW,
+        GROUPS,
+        HAS_FIRST,
+    )
     causal = c[:, None] >= c[None, :]
+    x = tl.arange(0, BX)
     for start in range(segment * span, tl.minimum((segment + 1) * span, N), C):
         n = start + c
         inside = n < N
         row = sequence * N + n
-        q = rows(q_ptr, n, inside, qn, scale, K, BK)
-        k = rows(k_ptr, n, inside, kn, 1.0, K, BK)
-        vT = tl.load(v_ptr + n[None, :] * vn + v[:, None], mask=inside[None, :] & (v < V)[:, None], other=0.0)
-        u = tl.load(u_ptr + row[:, None] * V + v[None, :], mask=inside[:, None] & (v < V)[None, :], other=0.0)
+        q, q1 = rows(q_ptr, n, inside, qn, d, K), with_one(q_ptr, n, inside, qn, K)
+        k, k1 = rows(k_ptr, n, inside, kn, d, K), with_one(k_ptr, n, inside, kn, K)
+        value, u = values(v_ptr, n, inside, vn, v, V), values(u_ptr, row, inside, V, v, V)
         e = tl.load(e_ptr + row, mask=inside, other=0.0)
-        dq = tl.zeros([C, BK], tl.float32)
+        dq = gradient(
+            q_ptr, n, inside, qn, q1, u, e, S1, S2, Z1, Z2, base, scale, PARTS == 1 or part == 0,
+            K, BK, FEW, GROUPS, PRECISION,
+        )  # fmt: skip
         if PARTS == 1 or part == 0:
-            s = tl.dot(q, k.T, input_precision=PRECISION)
-            dw = tl.dot(u, vT, input_precision=PRECISION) + e[:, None]
-            ds = tl.where(causal, dw * s, 0.0)
-            dq = tl.dot(ds.to(q.dtype), k, input_precision=PRECISION) + e[:, None] * through(q, M, PRECISION)
-        dq, _ = gradient(dq, 0.0, q, S, u, P_ptr, BK, BF, ROWS, BLOCKS, False, PRECISION)
-        at = dq_ptr + row[:, None] * K + d[None, :]
-        tl.store(at, (dq * scale).to(dq_ptr.dtype.element_ty), mask=inside[:, None] & (d < K)[None, :])
-        S = write(S, k, vT, P_ptr, BK, BF, ROWS, BLOCKS, PRECISION)
-        M += tl.dot(k.T, k, input_precision=PRECISION)
+            s = scale * tl.dot(q, k.T, input_precision=PRECISION)
+            dw = tl.dot(u, value.T, input_precision=PRECISION) + e[:, None]
+            ds = tl.where(causal, scale * dw * (1 + s), 0.0)
+            dq = tl.dot(ds.to(q.dtype), k1, dq, input_precision=PRECISION)
+        at = dq_ptr + row[:, None] * K + x[None, :]
+        tl.store(at, dq.to(dq_ptr.dtype.element_ty), mask=inside[:, None] & (x < K)[None, :])
+        one = one_more(inside.to(tl.float32), k.dtype)
+        S1, S2, Z1, Z2 = write(S1, S2, Z1, Z2, k_ptr, n, inside, kn, k, k1, value, one, base, K, FEW, GROUPS, PRECISION)
 
 
 @triton.jit
 def _keys_backward(
-    q_ptr, k_ptr, v_ptr, u_ptr, e_ptr, P_ptr, place_ptr, weight_ptr, R_ptr, r_ptr, last_R_ptr, last_r_ptr,
-    dk_ptr, dv_ptr, dS_ptr, dz_ptr, H, N, V, F, span, segments, qb, qh, qn, kb, kh, kn, vb, vh, vn, scale,
-    K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, BF: tl.constexpr, ROWS: tl.constexpr,
-    BLOCKS: tl.constexpr, PARTS: tl.constexpr, HAS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, u_ptr, e_ptr, R_ptr, r_ptr, last_R_ptr, last_r_ptr, dk_ptr, dv_ptr, dS_ptr, dz_ptr,
+    H, N, V, F, span, segments, qb, qh, qn, kb, kh, kn, vb, vh, vn, scale,
+    K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
+    FEW: tl.constexpr, GROUPS: tl.constexpr, PARTS: tl.constexpr, HAS_FIRST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradients of a segment's keys and values by one part of the features.
 
     Last chunk first: keys read what the queries after them write.
     """
-    sequence, part = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
-    segment = tl.program_id(1)
-    base = tl.program_id(2) * BLOCKS
-    P_ptr += base * BF * BK
-    dk_ptr += part * tl.num_programs(0) * N * K
-    dv_ptr += part * tl.num_programs(0) * N * V
+    sequence, segment = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    part = tl.program_id(2) % PARTS
+    base, v = part * FEW * GROUPS, tl.program_id(2) // PARTS * BV + tl.arange(0, BV)
+    c, d = tl.arange(0, C), tl.arange(0, BK)
+    dk_ptr += part.to(tl.int64) * tl.num_programs(0) * N * K
+    dv_ptr += part.to(tl.int64) * tl.num_programs(0) * N * V
     b, h = sequence // H, sequence % H
     q_ptr += b * qb + h * qh
     k_ptr += b * kb + h * kh
     v_ptr += b * vb + h * vh
-    v, d, c = tl.arange(0, BV), tl.arange(0, BK), tl.arange(0, C)
-    R, M = load_state(
-        R_ptr, r_ptr, last_R_ptr, last_r_ptr, place_ptr, weight_ptr, sequence, segment + 1, segments, segments, base,
-        v, F, V, BK, BF, BLOCKS, HAS_FIRST,
-    )  # fmt: skip
+    R1, R2 = load_sums(
+        R_ptr,
+        last_R_ptr,
+        sequence,
+        segment + 1,
+        segments,
+        segments,
+        base,
+        v,
+        F,
+        V,
+        scale,
+        K,
+        BK,
+        FEW,
+        GROUPS,
+        HAS_FIRST,
+    )
+    r1, r2 = load_sums(
+        r_ptr,
+        last_r_ptr,
+        sequence,
+        segment + 1,
+        segments,
+        segments,
+        base,
+        tl.arange(0, NE),
+        F,
+        1,
+        scale,
+        K,
+        BK,
+        FEW,
+        GROUPS,
+        HAS_FIRST,
+    )
     later = c[:, None] <= c[None, :]  # keys down, queries across
+    x = tl.arange(0, BX)
     chunks = tl.cdiv(tl.minimum((segment + 1) * span, N) - segment * span, C)
-    for i in range(chunks):
-        n = segment * span + (chunks - 1 - i) * C + c
+    for turn in range(chunks):
+        n = segment * span + (chunks - 1 - turn) * C + c
         inside = n < N
         row = sequence * N + n
-        k = rows(k_ptr, n, inside, kn, scale, K, BK)
-        q = rows(q_ptr, n, inside, qn, 1.0, K, BK)
-        values = tl.load(v_ptr + n[:, None] * vn + v[None, :], mask=inside[:, None] & (v < V)[None, :], other=0.0)
-        uT = tl.load(u_ptr + row[None, :] * V + v[:, None], mask=inside[None, :] & (v < V)[:, None], other=0.0)
+        k, k1 = rows(k_ptr, n, inside, kn, d, K), with_one(k_ptr, n, inside, kn, K)
+        q, q1 = rows(q_ptr, n, inside, qn, d, K), with_one(q_ptr, n, inside, qn, K)
+        value, u = values(v_ptr, n, inside, vn, v, V), values(u_ptr, row, inside, V, v, V)
         e = tl.load(e_ptr + row, mask=inside, other=0.0)
-        dk, dvT = tl.zeros([C, BK], tl.float32), tl.zeros([BV, C], tl.float32)
+        dv, _ = read(
+            k_ptr, n, inside, kn, k, k1, R1, R2, r1, r2, base, scale, PARTS == 1 or part == 0,
+            K, BV, FEW, GROUPS, PRECISION,
+        )  # fmt: skip
+        dk = gradient(
+            k_ptr, n, inside, kn, k1, value, inside.to(tl.float32), R1, R2, r1, r2, base,
+            scale, PARTS == 1 or part == 0, K, BK, FEW, GROUPS, PRECISION,
+        )  # fmt: skip
         if PARTS == 1 or part == 0:
-            s = tl.dot(k, q.T, input_precision=PRECISION)
-            w = tl.where(later, 0.5 * s * s + 0.5, 0.0)  # of queries that are not inside, u and e are 0
-            dvT = tl.dot(uT, w.to(k.dtype).T, input_precision=PRECISION)
-            dw = tl.dot(values, uT, input_precision=PRECISION) + e[None, :]
-            ds = tl.where(later, dw * s, 0.0)
-            dk = tl.dot(ds.to(k.dtype), q, input_precision=PRECISION) + through(k, M, PRECISION)
-        dk, dvT = gradient(dk, dvT, k, R, values, P_ptr, BK, BF, ROWS, BLOCKS, True, PRECISION)
-        at = dk_ptr + row[:, None] * K + d[None, :]
-        tl.store(at, (dk * scale).to(dk_ptr.dtype.element_ty), mask=inside[:, None] & (d < K)[None, :])
-        at = dv_ptr + row[None, :] * V + v[:, None]
-        tl.store(at, dvT.to(dv_ptr.dtype.element_ty), mask=inside[None, :] & (v < V)[:, None])
-        R = write(R, q, uT, P_ptr, BK, BF, ROWS, BLOCKS, PRECISION)
-        M += tl.dot(q.T, (q.to(tl.float32) * e[:, None]).to(q.dtype), input_precision=PRECISION)
+            s = scale * tl.dot(k, q.T, input_precision=PRECISION)
+            w = tl.where(later, 1 + s + 0.5 * s * s, 0.0)  # of queries that are not inside, u and e are 0
+            dv = tl.dot(w.to(k.dtype), u, dv, input_precision=PRECISION)
+            dw = tl.dot(value, u.T, input_precision=PRECISION) + e[None, :]
+            ds = tl.where(later, scale * dw * (1 + s), 0.0)
+            dk = tl.dot(ds.to(k.dtype), q1, dk, input_precision=PRECISION)
+        at = dk_ptr + row[:, None] * K + x[None, :]
+        tl.store(at, dk.to(dk_ptr.dtype.element_ty), mask=inside[:, None] & (x < K)[None, :])
+        at = dv_ptr + row[:, None] * V + v[None, :]
+        tl.store(at, dv.to(dv_ptr.dtype.element_ty), mask=inside[:, None] & (v < V)[None, :])
+        e = one_more(e, q.dtype)
+        R1, R2, r1, r2 = write(R1, R2, r1, r2, q_ptr, n, inside, qn, q, q1, u, e, base, K, FEW, GROUPS, PRECISION)
     if segment == 0:
-        store_state(dS_ptr, dz_ptr, place_ptr, weight_ptr, sequence, R, M, base, v, F, V, part == 0, BK, BF, BLOCKS)
+        store_sums(dS_ptr, sequence, R1, R2, base, v, True, part == 0, F, V, scale, K, BK, FEW, GROUPS)
+        store_sums(dz_ptr, sequence, r1, r2, base, tl.arange(0, NE), True, part == 0, F, 1, scale, K, BK, FEW, GROUPS)
 
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -272,24 +346,24 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, S: Tensor | None, z: Tensor | No
     B, H, N, K = q.shape
     span = _span(q)
     segments = ceil(N, span)
-    P, place, weight, _ = tables(K, q.device, q.dtype)
     blocks = _blocks(K, v.shape[-1], q.dtype)
     count = blocks["PARTS"]
     grid = (B * H, segments, ceil(v.shape[-1], blocks["BV"]) * count)
-    num = y if count == 1 else y.new_empty(count, *y.shape, dtype=torch.float32)
-    sizes = (H, N, v.shape[-1], len(weight), span, segments)
+    num, total = (t if count == 1 else t.new_empty(count, *t.shape, dtype=torch.float32) for t in (y, den))
+    sizes = (H, N, v.shape[-1], feature_count(K), span, segments)
     with torch.cuda.device_of(q):
         if segments > 1:
             strides = (*k.stride()[:3], *v.stride()[:3])
             _segment_sums[(B * H, segments - 1, grid[-1])](  # the last is before no other
-                k, v, None, P, place, weight, sum_S, sum_z, *sizes, 0, *strides, HAS_E=False, **blocks
+                k, v, None, sum_S, sum_z, *sizes, 0, *strides, K**-0.5, HAS_E=False, **blocks
             )
         strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
         _forward[grid](
-            q, k, v, P, place, weight, sum_S, sum_z, S, z, num, den, last_S, last_z, *sizes, *strides, K**-0.5, eps,
+            q, k, v, sum_S, sum_z, S, z, num, total, last_S, last_z, *sizes, *strides, K**-0.5, eps,
             HAS_FIRST=S is not None, **blocks,
         )  # fmt: skip
     if count > 1:
+        torch.sum(total, 0, out=den)
         y.copy_(num.sum(0) / den.unsqueeze(-1))
     return y, last_S, last_z, den, sum_S, sum_z
 
@@ -311,13 +385,12 @@ def _gradients(
     q, k, v = by_rows(q, k, v)
     S, z, dlast_S, dlast_z = (None if t is None else t.contiguous() for t in (S, z, dlast_S, dlast_z))
     (B, H, N, K), V = q.shape, v.shape[-1]
-    P, place, weight, _ = tables(K, q.device, q.dtype)
     span = _span(q)
     segments = ceil(N, span)
     blocks = _blocks(K, V, q.dtype)
     whole = max(16, triton.next_power_of_2(V))
-    all_values = {**blocks, "BV": whole, "num_warps": 8 if whole > 64 else 4}
-    grid, sizes = (B * H, segments), (H, N, V, len(weight), span, segments)
+    all_values = {**blocks, "BV": whole}
+    grid, sizes = (B * H, segments), (H, N, V, feature_count(K), span, segments)
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], K**-0.5)
     u, e = torch.empty_like(y), torch.empty_like(den)
     later_S, later_z = torch.empty_like(sum_S), torch.empty_like(sum_z)
@@ -331,30 +404,14 @@ def _gradients(
         if segments > 1:
             of_q_and_u = (*q.stride()[:3], *u.stride()[:3])
             _segment_sums[(B * H, segments - 1, ceil(V, blocks["BV"]) * count)](  # the first is after no other
-                q, u, e, P, place, weight, later_S, later_z, *sizes, 1, *of_q_and_u, HAS_E=True, **blocks
+                q, u, e, later_S, later_z, *sizes, 1, *of_q_and_u, K**-0.5, HAS_E=True, **blocks
             )
         grid = (*grid, count)
         _queries_backward[grid](
-            q,
-            k,
-            v,
-            u,
-            e,
-            P,
-            place,
-            weight,
-            sum_S,
-            sum_z,
-            S,
-            z,
-            dq,
-            *sizes,
-            *strides,
-            HAS_FIRST=S is not None,
-            **all_values,
+            q, k, v, u, e, sum_S, sum_z, S, z, dq, *sizes, *strides, HAS_FIRST=S is not None, **all_values
         )
         _keys_backward[grid](
-            q, k, v, u, e, P, place, weight, later_S, later_z, dlast_S, dlast_z, dk, dv, dS, dz, *sizes, *strides,
+            q, k, v, u, e, later_S, later_z, dlast_S, dlast_z, dk, dv, dS, dz, *sizes, *strides,
             HAS_FIRST=dlast_S is not None, **all_values,
         )  # fmt: skip
     dq, dk, dv = (t.sum(0).to(of.dtype) if count > 1 else t[0] for t, of in ((dq, q), (dk, k), (dv, v)))
@@ -441,24 +498,26 @@ def _empty_state_gradients(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def _span(q: Tensor) -> int:
     """Positions a segment, whole chunks."""
     B, H, N, _ = q.shape
-    chunks = ceil(N, CHUNK)
+    chunk = CHUNK[q.itemsize]
+    chunks = ceil(N, chunk)
     segments = min(max(1, PROGRAMS // (B * H)), chunks, MOST_SEGMENTS)
-    return ceil(chunks, segments) * CHUNK
+    return ceil(chunks, segments) * chunk
 
 
 def _blocks(K: int, V: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Block sizes and the compiler's options: of S, a program holds as much as takes half of the registers."""
-    count, blocks = parts(K)
+    """Block sizes and the compiler's options."""
+    size, BK = dtype.itemsize, max(16, triton.next_power_of_2(K))
+    few = min(PRODUCTS[size] // (2 if V > 64 else 1) // BK, triton.next_power_of_2(K))
+    groups = min(GROUPS[size], few)
     return {
         "K": K,
-        "BK": max(16, triton.next_power_of_2(K + 1)),
+        "BK": BK,
         "BV": max(16, min(triton.next_power_of_2(V), 64)),
-        "C": CHUNK,
-        "BF": FEATURES,
-        "ROWS": count * blocks * FEATURES,
-        "BLOCKS": blocks,
-        "PARTS": count,
+        "C": CHUNK[size],
+        "FEW": few // groups,
+        "GROUPS": groups,
+        "PARTS": ceil(K, few),
         "PRECISION": "tf32x3" if dtype == torch.float32 else "ieee",
-        "num_warps": 4,
-        "num_stages": 1,  # two programs a processor hide more than loading ahead would, for which P takes the room
+        "num_warps": 8 if size == 2 else 4,
+        "num_stages": 1,
     }

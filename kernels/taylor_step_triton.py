@@ -9,13 +9,16 @@ sums are in float32, and what 8 bits cannot hold becomes the largest that they c
 # Triton has no types for launches.
 # pyright: reportArgumentType=false, reportCallIssue=false
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from kernels.linear_attention import LinearAttentionState
-from kernels.taylor_sums_triton import by_rows, check, tables
+from kernels.taylor_features import features
+from kernels.taylor_sums_triton import by_rows, check
 
 BLOCK = 32
 """Features at a time; at 4 to 8 programs a processor enough bytes are under way for its share of the memory."""
@@ -70,11 +73,21 @@ def _step(
     )  # fmt: skip
 
 
+@cache
+def factors(K: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which two inputs a feature is the product of [2, F], and its weight [F].
+
+    Asked for within operations, so that neither a compiler nor a CUDA graph sees them made.
+    """
+    left, right, weight = features(K)
+    return torch.stack([left, right]).int().to(device), weight.float().to(device)
+
+
 @torch.library.custom_op("recallbench::taylor_attention_step", mutates_args={"S", "z"})
 def _decode(q: Tensor, k: Tensor, v: Tensor, S: Tensor, z: Tensor, eps: float) -> Tensor:
     q, k, v = by_rows(q, k, v)
     (B, H, K), V = q.shape, v.shape[-1]
-    _, _, weight, table = tables(K, q.device, q.dtype)
+    table, weight = factors(K, q.device)
     y = v.new_empty(B, H, V)
     with torch.cuda.device_of(q):
         _step[(B * H,)](

@@ -1,170 +1,204 @@
-"""Features of the Taylor map on the chip, and running sums of them in registers: what its Triton kernels share.
+"""Running sums of the Taylor map in registers: what its Triton kernels share.
 
-Of the two that meet one is a reader, x = (q / sqrt(K), 1), and the other a writer, x' = (k, 1), so that 1 + s = x . x'
-and w = ((1 + s)^2 + 1) / 2. A feature is the product of two elements of either, a square counting half with the reader:
-no weights are rounded but by those powers of 2. Features come out of tensor cores as (x P) * (x P') with 0-1 matrices,
-which is exact, and their gradients go back through the transposes. The sums of w need no features, since
+Of the two that meet one is a reader, x, and the other a writer, x', and with s = x . x' / sqrt(K)
 
-    sum over s of w_ts = (x_t^T M x_t + n) / 2   with M = sum over s of x'_s x'_s^T of n tokens s.
+    w = 1 + s + s^2 / 2,   s^2 = sum over i, j of (x_i x_j) (x'_i x'_j) / K,
 
-S is held as its transpose, in blocks of BF features, [BV, BF] each.
+so that what all writers before have brought, values u, is read from sums over them:
+
+    sum of w u = (x, 1) S1 + (x x^T) S2 / 2   with S1 = sum of (x', 1) u^T, S2 = sum of (x' x'^T) u^T,
+
+the sums divided by sqrt(K), where they are read, as often as an element of x stands in front of them. The sums of w
+alone are those of one more value, e, which is 1; their sums Z1 and Z2 have it in the first of NE columns.
+
+All K^2 products of S2 are features on the chip, twice those that are kept: they are the outer product of two rows as it
+is, without a table of which, and one matrix product takes them all. Rows (x, 1) are BX = 64 wide, zeros at the end: with
+fewer rows a product would leave most of a group of warps idle, each with all of the other operand in registers.
 """
 
 # Triton has no types for launches, nor for functions of kernels that return several tensors.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
-
-import math
-from functools import cache
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.taylor_features import feature_count, features
+from kernels.taylor_features import feature_count
 
-FEATURES = 32
-"""Features a block, BF."""
-
-MOST_BLOCKS = 5
-"""A program holds the sums of so many, [BV, BF] each, which suffices up to K = 16; others hold those of the rest."""
+BX = tl.constexpr(64)
+NE = tl.constexpr(16)
 
 
 @triton.jit
-def rows(x_ptr, n, inside, stride, scale, K: tl.constexpr, BK: tl.constexpr):
-    """x [C, BK]: K inputs times `scale`, a 1, and zeros; all zeros for rows that are not inside."""
-    d = tl.arange(0, BK)
-    x = tl.load(x_ptr + n[:, None] * stride + d[None, :], mask=inside[:, None] & (d < K)[None, :], other=0.0)
-    one = (inside[:, None] & (d == K)[None, :]).to(tl.float32)
-    return (x.to(tl.float32) * scale + one).to(x_ptr.dtype.element_ty)
+def rows(x_ptr, n, inside, stride, d, K: tl.constexpr):
+    """Elements d of the rows n: zeros past K and for rows that are not inside."""
+    return tl.load(x_ptr + n[:, None] * stride + d[None, :], mask=inside[:, None] & (d < K)[None, :], other=0.0)
 
 
 @triton.jit
-def factors(x, P_ptr, first, second, i, BK: tl.constexpr, BF: tl.constexpr, PRECISION: tl.constexpr):
-    """Both factors of block i of the features: [C, BK] -> [C, BF] each, in float32."""
-    at = (i * BF + tl.arange(0, BF))[None, :] * BK + tl.arange(0, BK)[:, None]
-    left = tl.dot(x, tl.load(P_ptr + first + at), input_precision=PRECISION)
-    right = tl.dot(x, tl.load(P_ptr + second + at), input_precision=PRECISION)
-    return left, right
+def with_one(x_ptr, n, inside, stride, K: tl.constexpr):
+    """(x, 1) of the rows n: [C, BX], all zeros for rows that are not inside."""
+    d = tl.arange(0, BX)
+    x = rows(x_ptr, n, inside, stride, d, K)
+    return tl.where(inside[:, None] & (d == K)[None, :], 1.0, x).to(x.dtype)
 
 
 @triton.jit
-def read(
-    numT,
-    x,
-    S,
-    P_ptr,
-    BK: tl.constexpr,
-    BF: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCKS: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Add the features of readers [C, BK] times S: numT [BV, C]."""
-    for i in tl.static_range(BLOCKS):
-        left, right = factors(x, P_ptr, 2 * ROWS * BK, ROWS * BK, i, BK, BF, PRECISION)
-        numT += tl.dot(S[i].to(x.dtype), (left * right).to(x.dtype).T, input_precision=PRECISION)
-    return numT
+def values(u_ptr, n, inside, stride, v, V):
+    """Elements v of the rows n: zeros past V and for rows that are not inside."""
+    return tl.load(u_ptr + n[:, None] * stride + v[None, :], mask=inside[:, None] & (v < V)[None, :], other=0.0)
+
+
+@triton.jit
+def one_more(e, dtype: tl.constexpr):
+    """The value e [C] in the first of NE columns."""
+    return tl.where(tl.arange(0, NE)[None, :] == 0, e[:, None], 0.0).to(dtype)
+
+
+@triton.jit
+def products(few, x):
+    """A few elements with each, row by row: [C, FEW], [C, BK] -> [C, FEW BK]."""
+    return tl.reshape(few[:, :, None] * x[:, None, :], (few.shape[0], few.shape[1] * x.shape[1]))
+
+
+@triton.jit
+def once_scaled(S1, scale, K: tl.constexpr):
+    """Sums that (x, 1) reads, divided by sqrt(K) but for the 1's."""
+    return S1 * tl.where(tl.arange(0, BX) < K, scale, 1.0)[:, None]
+
+
+@triton.jit
+def in_two(Z, dtype: tl.constexpr):
+    """Sums of e [.., NE] as two numbers that add up to them: all of a denominator hangs on them."""
+    z = tl.sum(Z, 1)[:, None]
+    high = z.to(dtype)
+    low = (z - high.to(tl.float32)).to(dtype)
+    column = tl.arange(0, NE)[None, :]
+    return tl.where(column == 0, high, tl.where(column == 1, low, 0.0)).to(dtype)
 
 
 @triton.jit
 def write(
-    S,
-    x,
-    uT,
-    P_ptr,
-    BK: tl.constexpr,
-    BF: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCKS: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Add u^T times the features of writers [C, BK] to each block [BV, BF]."""
-    new = ()
-    for i in tl.static_range(BLOCKS):
-        left, right = factors(x, P_ptr, 0, ROWS * BK, i, BK, BF, PRECISION)
-        phi = (left * right).to(x.dtype)
-        new += (S[i] + tl.dot(uT, phi, input_precision=PRECISION),)
-    return new
+    S1, S2, Z1, Z2, x_ptr, n, inside, stride, x, x1, u, e, base,
+    K: tl.constexpr, FEW: tl.constexpr, GROUPS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add writers x [C, BK], with a one x1 [C, BX], with their u [C, BV] and e [C, NE].
+
+    To S2 and Z2 the products of all elements with GROUPS of FEW, from `base`.
+    """
+    new_S, new_Z = (), ()
+    for g in tl.static_range(GROUPS):
+        few = rows(x_ptr, n, inside, stride, base + g * FEW + tl.arange(0, FEW), K)
+        phi = products(few, x).T
+        new_S += (tl.dot(phi, u, S2[g], input_precision=PRECISION),)
+        new_Z += (tl.dot(phi, e, Z2[g], input_precision=PRECISION),)
+    S1, Z1 = tl.dot(x1.T, u, S1, input_precision=PRECISION), tl.dot(x1.T, e, Z1, input_precision=PRECISION)
+    return S1, new_S, Z1, new_Z
+
+
+@triton.jit
+def read(
+    x_ptr, n, inside, stride, x, x1, S1, S2, Z1, Z2, base, scale, first_part,
+    K: tl.constexpr, BV: tl.constexpr, FEW: tl.constexpr, GROUPS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The sums of w u [C, BV] and of w e [C] that readers x [C, BK], with a one x1, find in one part of the sums."""
+    num, den = tl.zeros([x.shape[0], BV], tl.float32), tl.zeros([x.shape[0], NE], tl.float32)
+    for g in tl.static_range(GROUPS):
+        few = rows(x_ptr, n, inside, stride, base + g * FEW + tl.arange(0, FEW), K)
+        phi = products(few, x)
+        num = tl.dot(phi, S2[g].to(x.dtype), num, input_precision=PRECISION)
+        den = tl.dot(phi, in_two(Z2[g], x.dtype), den, input_precision=PRECISION)
+    num *= 0.5 * scale * scale
+    den *= 0.5 * scale * scale
+    if first_part:
+        num = tl.dot(x1, once_scaled(S1, scale, K).to(x.dtype), num, input_precision=PRECISION)
+        den = tl.dot(x1, in_two(once_scaled(Z1, scale, K), x.dtype), den, input_precision=PRECISION)
+    return num, tl.sum(den, 1)
 
 
 @triton.jit
 def gradient(
-    dx, numT, x, S, u, P_ptr, BK: tl.constexpr, BF: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr,
-    READS: tl.constexpr, PRECISION: tl.constexpr,
+    x_ptr, n, inside, stride, x1, u, e, S1, S2, Z1, Z2, base, scale, first_part,
+    K: tl.constexpr, BK: tl.constexpr, FEW: tl.constexpr, GROUPS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add the gradient of readers [C, BK] by that of their features, u S; and, where it `READS`, as `read` does."""
-    for i in tl.static_range(BLOCKS):
-        left, right = factors(x, P_ptr, 2 * ROWS * BK, ROWS * BK, i, BK, BF, PRECISION)
-        kept = S[i].to(x.dtype)
-        if READS:
-            numT += tl.dot(kept, (left * right).to(x.dtype).T, input_precision=PRECISION)
-        dphi = tl.dot(u, kept, input_precision=PRECISION)
-        at = (i * BF + tl.arange(0, BF))[:, None] * BK + tl.arange(0, BK)[None, :]
-        P_left, P_right = tl.load(P_ptr + 2 * ROWS * BK + at), tl.load(P_ptr + ROWS * BK + at)
-        dx += tl.dot((dphi * right).to(x.dtype), P_left, input_precision=PRECISION)
-        dx += tl.dot((dphi * left).to(x.dtype), P_right, input_precision=PRECISION)
-    return dx, numT
+    """What u [C, BV] times the sum of w u, and e [C] times that of w e, give to the readers: [C, BX]."""
+    of_products = tl.zeros([x1.shape[0], BK], tl.float32)
+    twice = tl.where(tl.arange(0, NE)[None, :] < 2, e[:, None], 0.0).to(x1.dtype)  # since Z is in two
+    for g in tl.static_range(GROUPS):
+        few = rows(x_ptr, n, inside, stride, base + g * FEW + tl.arange(0, FEW), K).to(tl.float32)
+        each = tl.dot(u, S2[g].to(x1.dtype).T, input_precision=PRECISION)
+        each = tl.dot(twice, in_two(Z2[g], x1.dtype).T, each, input_precision=PRECISION)
+        of_products += tl.sum(tl.reshape(each, (x1.shape[0], FEW, BK)) * few[:, :, None], 1)
+    of_products *= scale * scale  # half of it twice, as S2 is symmetric
+    wider = (tl.arange(0, BK)[:, None] == tl.arange(0, BX)[None, :]).to(x1.dtype)
+    dx = tl.dot(of_products.to(x1.dtype), wider, input_precision=PRECISION)
+    if first_part:
+        dx = tl.dot(u, once_scaled(S1, scale, K).to(x1.dtype).T, dx, input_precision=PRECISION)
+        dx = tl.dot(twice, in_two(once_scaled(Z1, scale, K), x1.dtype).T, dx, input_precision=PRECISION)
+    return dx
 
 
 @triton.jit
-def through(x, M, PRECISION: tl.constexpr):
-    """x M [C, BK] in the precision of M, since all of a denominator hangs on it."""
-    return tl.dot(x.to(tl.float32), M, input_precision="tf32" if PRECISION == "ieee" else PRECISION)
+def kept(i, j, K: tl.constexpr, scale):
+    """Where among the F features the product of elements i and j is kept, K being the 1, and its weight there."""
+    low, high = tl.minimum(i, j), tl.maximum(i, j)
+    pair = 1 + K + low * K - low * (low - 1) // 2 + high - low
+    place = tl.where(high < K, pair, tl.where(low < K, 1 + low, 0))
+    quadratic = tl.where(low == high, scale * 0.7071067811865476, scale)
+    return place, tl.where(high < K, quadratic, tl.where(low < K, tl.sqrt(scale), 1.0))
 
 
 @triton.jit
-def load_state(
-    S_ptr, z_ptr, first_S_ptr, first_z_ptr, place_ptr, weight_ptr, sequence, lo, hi, segments, base, v, F, V,
-    BK: tl.constexpr, BF: tl.constexpr, BLOCKS: tl.constexpr, HAS_FIRST: tl.constexpr,
+def load_sums(
+    S_ptr, first_S_ptr, sequence, lo, hi, segments, base, v, F, V, scale,
+    K: tl.constexpr, BK: tl.constexpr, FEW: tl.constexpr, GROUPS: tl.constexpr, HAS_FIRST: tl.constexpr,
 ):  # fmt: skip
-    """S^T [BV, BF] of each block from `base` and M [BK, BK]: what came first and the sums of segments lo .. hi - 1."""
-    all_S = ()
-    for i in tl.static_range(BLOCKS):
-        f = (base + i) * BF + tl.arange(0, BF)
-        at = f[None, :] * V + v[:, None]
-        inside = (f < F)[None, :] & (v < V)[:, None]
-        S = tl.zeros([v.shape[0], BF], tl.float32)
-        if HAS_FIRST:
-            S += tl.load(first_S_ptr + sequence * F * V + at, mask=inside, other=0.0).to(tl.float32)
-        for segment in range(lo, hi):
-            S += tl.load(S_ptr + (sequence * segments + segment) * F * V + at, mask=inside, other=0.0)
-        all_S += (S / tl.load(weight_ptr + f, mask=f < F, other=1.0)[None, :],)
-    d = tl.arange(0, BK)
-    place = tl.load(place_ptr + d[:, None] * BK + d[None, :])
-    there = place >= 0
-    M = tl.zeros([BK, BK], tl.float32)
+    """S1 and S2 of the values v of what came first and of the segments lo .. hi - 1; of z, as one value, Z1 and Z2."""
+    d, f, one = tl.arange(0, BX), tl.arange(0, FEW * BK), tl.full([BX], K, tl.int32)
+    S1 = _load(S_ptr, first_S_ptr, sequence, lo, hi, segments, d, one, v, F, V, scale, K, HAS_FIRST)
+    S2 = ()
+    for g in tl.static_range(GROUPS):
+        i, j = base + g * FEW + f // BK, f % BK
+        S2 += (_load(S_ptr, first_S_ptr, sequence, lo, hi, segments, i, j, v, F, V, scale, K, HAS_FIRST),)
+    return S1, S2
+
+
+@triton.jit
+def _load(
+    S_ptr, first_S_ptr, sequence, lo, hi, segments, i, j, v, F, V, scale, K: tl.constexpr, HAS_FIRST: tl.constexpr
+):
+    """The sums for the products of i and j, which are two elements, or one and the 1: [.., BV]."""
+    place, weight = kept(i, j, K, scale)
+    at, there = place[:, None] * V + v[None, :], ((i <= K) & (j <= K))[:, None] & (v < V)[None, :]
+    S = tl.zeros([i.shape[0], v.shape[0]], tl.float32)
     if HAS_FIRST:
-        M += tl.load(first_z_ptr + sequence * F + place, mask=there, other=0.0).to(tl.float32)
+        S += tl.load(first_S_ptr + sequence * F * V + at, mask=there, other=0.0).to(tl.float32)
     for segment in range(lo, hi):
-        M += tl.load(z_ptr + (sequence * segments + segment) * F + place, mask=there, other=0.0)
-    return all_S, M / tl.load(weight_ptr + place, mask=there, other=1.0)
+        S += tl.load(S_ptr + (sequence * segments + segment) * F * V + at, mask=there, other=0.0)
+    return S / weight[:, None]
 
 
 @triton.jit
-def store_state(
-    S_ptr, z_ptr, place_ptr, weight_ptr, row, S, M, base, v, F, V, last,
-    BK: tl.constexpr, BF: tl.constexpr, BLOCKS: tl.constexpr,
+def store_sums(
+    S_ptr, row, S1, S2, base, v, wanted, first_part, F, V, scale,
+    K: tl.constexpr, BK: tl.constexpr, FEW: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
-    """S and z as they are kept. `last`: whether these are the last of the values, with which z goes."""
-    for i in tl.static_range(BLOCKS):
-        f = (base + i) * BF + tl.arange(0, BF)
-        at = S_ptr + row * F * V + f[None, :] * V + v[:, None]
-        kept = S[i] * tl.load(weight_ptr + f, mask=f < F, other=0.0)[None, :]
-        tl.store(at, kept.to(S_ptr.dtype.element_ty), mask=(f < F)[None, :] & (v < V)[:, None])
-    d = tl.arange(0, BK)
-    place = tl.load(place_ptr + d[:, None] * BK + d[None, :])
-    once = (place >= 0) & (d[:, None] <= d[None, :]) & last
-    kept = M * tl.load(weight_ptr + place, mask=place >= 0, other=0.0)
-    tl.store(z_ptr + row * F + place, kept.to(z_ptr.dtype.element_ty), mask=once)
+    """As they are kept, where they are `wanted`; S1 by the `first_part` of the features."""
+    d, f, one = tl.arange(0, BX), tl.arange(0, FEW * BK), tl.full([BX], K, tl.int32)
+    S_ptr += row * F * V
+    _store(S_ptr, S1, d, one, (d <= K) & first_part & wanted, v, V, scale, K)
+    for g in tl.static_range(GROUPS):
+        i, j = base + g * FEW + f // BK, f % BK
+        _store(S_ptr, S2[g], i, j, (i <= j) & (j < K) & wanted, v, V, scale, K)
 
 
 @triton.jit
-def corner(M, K: tl.constexpr, BK: tl.constexpr):
-    """How many tokens M has seen, the product of the 1 with itself."""
-    d = tl.arange(0, BK)
-    return tl.sum(tl.sum(tl.where((d[:, None] == K) & (d[None, :] == K), M, 0.0), 1), 0)
+def _store(S_ptr, S, i, j, once, v, V, scale, K: tl.constexpr):
+    """The sums for the products of i and j, each where it is `once`."""
+    place, weight = kept(i, j, K, scale)
+    at = S_ptr + place[:, None] * V + v[None, :]
+    tl.store(at, (S * weight[:, None]).to(S_ptr.dtype.element_ty), mask=once[:, None] & (v < V)[None, :])
 
 
 def check(q: Tensor, k: Tensor, v: Tensor, S: Tensor | None, z: Tensor | None) -> None:
@@ -197,40 +231,3 @@ def ceil(count: int, size: int) -> int:
 def by_rows(*tensors: Tensor) -> list[Tensor]:
     """Any strides but the last, which is 1."""
     return [t if t.stride(-1) == 1 else t.contiguous() for t in tensors]
-
-
-def parts(K: int) -> tuple[int, int]:
-    """Into how many equal parts the features are cut, and the blocks of each."""
-    blocks = ceil(feature_count(K), FEATURES)
-    count = ceil(blocks, MOST_BLOCKS)
-    return count, ceil(blocks, count)
-
-
-class Tables(NamedTuple):
-    """What the kernels know of the features."""
-
-    P: Tensor
-    """[3, F, BK], F up to whole parts of equally many blocks: for each feature a 1 in the place of its left factor, of
-    its right factor, and of its left factor again, where a square counts half."""
-    place: Tensor
-    """[BK, BK]: which feature, or -1, is the product of two inputs."""
-    weight: Tensor
-    """[F]"""
-    factors: Tensor
-    """[2, F]: which inputs."""
-
-
-@cache
-def tables(K: int, device: torch.device, dtype: torch.dtype) -> Tables:
-    """Those of K inputs; asked for within operations, so that neither a compiler nor a CUDA graph sees them made."""
-    left, right, weight = features(K)
-    F = len(weight)
-    BK = max(16, triton.next_power_of_2(K + 1))
-    f = torch.arange(F, device="cpu")
-    P = torch.zeros(3, math.prod(parts(K)) * FEATURES, BK, dtype=dtype, device="cpu")
-    P[0, f, left] = P[1, f, right] = P[2, f, left] = 1
-    P[2, f[(left == right) & (left < K)]] /= 2
-    place = torch.full((BK, BK), -1, dtype=torch.int32, device="cpu")
-    place[left, right] = place[right, left] = f.int()
-    made = P, place, weight.float(), torch.stack([left, right]).int()
-    return Tables(*(t.to(device) for t in made))

@@ -7,7 +7,7 @@ import torch
 
 from kernels.linear_attention import LinearAttentionState
 from kernels.taylor_attention import taylor_attention, taylor_attention_step
-from kernels.taylor_attention_triton import CHUNK
+from kernels import taylor_attention_triton
 from kernels.taylor_features import features
 
 CUDA = torch.cuda.is_available()
@@ -17,6 +17,7 @@ if not CUDA and os.environ.get("TRITON_INTERPRET") != "1":
 DEVICE = "cuda" if CUDA else "cpu"
 HALF = torch.bfloat16 if CUDA else torch.float16  # the interpreter multiplies the bits of bfloat16 as integers
 TOLERANCE = {torch.float32: 1e-5, HALF: 1e-2}
+CHUNK = max(taylor_attention_triton.CHUNK.values())
 SHAPES = [(1, 1, 1, 8, 128), (2, 1, CHUNK + 1, 16, 32), (1, 2, 2 * CHUNK, 4, 48), (1, 1, CHUNK + 7, 32, 32)]
 """B, H, N, K, V: less than a chunk, one and a bit, two; the features in one part and in several."""
 LARGE = [
