@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from types import MethodType
 from typing import Annotated, Any, Literal, cast
 
 import torch
@@ -22,6 +23,10 @@ GAIN = 0.02 * 768**0.5
 The constant 0.02 leaves the queries and keys of a model of width 32 or 64 so small that recall takes ten times as many
 steps to appear.
 """
+
+
+KEEP_ORDER: dict[str, Any] = {"reorder_for_locality": False}
+"""For inductor, which else moves the reading of a state behind the writing, and so makes it write to a copy."""
 
 
 class ModelConfig(BaseModel):
@@ -145,6 +150,16 @@ class LanguageModel(nn.Module):
                 setattr(mixer, name, torch.compiler.disable(getattr(mixer, name)))
         self.trunk = torch.compile(self.trunk, dynamic=False)
         self._asked = torch.compile(self._asked, dynamic=True)
+
+    def generate_step_code(self) -> None:
+        """Compile what `step` runs in blocks: once for all blocks of one structure, at the first use of each shape.
+
+        A state that is updated in place still is.
+        """
+        torch.compiler.reset()  # as above
+        step = torch.compile(Block.step, dynamic=False, options=KEEP_ORDER)
+        for block in self._each():
+            block.step = MethodType(step, block)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., vocabulary]."""

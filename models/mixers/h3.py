@@ -116,9 +116,8 @@ class H3(Mixer):
 
     def step(self, x: Tensor, state: H3State) -> tuple[Tensor, H3State]:
         k, shift = short_conv_step(self.k_proj(x), self._shift_weight(), None, state.shift)
-        s = from_pairs(state.diagonal)
-        y, s = diagonal_ssm_step(self._product(k, self.v_proj(x)), *self._diagonal(), s)
-        return self._read(y, x), H3State(shift, torch.view_as_real(s).to(state.diagonal.dtype, copy=True))
+        y, diagonal = self._associate_step(k, self.v_proj(x), state.diagonal)
+        return self._read(y, x), H3State(shift, diagonal)
 
     def state_bytes(self, length: int, dtype: torch.dtype) -> int:
         return ((self.d_state - 1) + self.head_dim * self.d_state) * self.d_model * dtype.itemsize
@@ -136,6 +135,12 @@ class H3(Mixer):
     def _associate(self, k: Tensor, v: Tensor, s: Tensor | None = None) -> tuple[Tensor, Callable[[], Tensor]]:
         """Keys and values [B, N, D] -> their products through the diagonal model, [B, N, H, P, P], and its state."""
         return diagonal_ssm(self._product(k, v), *self._diagonal(), s)
+
+    @torch.compiler.disable  # for complex numbers it generates no code
+    def _associate_step(self, k: Tensor, v: Tensor, diagonal: Tensor) -> tuple[Tensor, Tensor]:
+        """One key and value [B, D] into the state: outputs [B, H, P, P] and the new state."""
+        y, s = diagonal_ssm_step(self._product(k, v), *self._diagonal(), from_pairs(diagonal))
+        return y, torch.view_as_real(s).to(diagonal.dtype, copy=True)
 
     def _product(self, k: Tensor, v: Tensor) -> Tensor:
         """All products of key and value within a head: [..., D] -> [..., H, P, P]."""
