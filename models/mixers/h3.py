@@ -77,7 +77,8 @@ class H3(Mixer):
     `head_dim` P, which divides D.
     """
 
-    written = ("_associate",)  # torch 2.11 cannot split the loops around products of pairs of channels
+    # torch 2.11 cannot split the loops around products of pairs of channels; for complex numbers there is no code.
+    written = ("_associate", "_associate_step")
 
     def __init__(self, d_model: PositiveInt, d_state: PositiveInt | None = None, head_dim: PositiveInt = 2):
         super().__init__()
@@ -136,7 +137,6 @@ class H3(Mixer):
         """Keys and values [B, N, D] -> their products through the diagonal model, [B, N, H, P, P], and its state."""
         return diagonal_ssm(self._product(k, v), *self._diagonal(), s)
 
-    @torch.compiler.disable  # for complex numbers it generates no code
     def _associate_step(self, k: Tensor, v: Tensor, diagonal: Tensor) -> tuple[Tensor, Tensor]:
         """One key and value [B, D] into the state: outputs [B, H, P, P] and the new state."""
         y, s = diagonal_ssm_step(self._product(k, v), *self._diagonal(), from_pairs(diagonal))
