@@ -1,7 +1,8 @@
 """The language model: embedding, residual blocks of a mixer and an optional MLP, norm, head."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal, cast
 
 import torch
@@ -22,6 +23,10 @@ GAIN = 0.02 * 768**0.5
 The constant 0.02 leaves the queries and keys of a model of width 32 or 64 so small that recall takes ten times as many
 steps to appear.
 """
+
+
+KEEP_ORDER: dict[str, Any] = {"reorder_for_locality": False}
+"""For inductor, which else moves the reading of a state behind the writing, and so makes it write to a copy."""
 
 
 class ModelConfig(BaseModel):
@@ -139,12 +144,15 @@ class LanguageModel(nn.Module):
 
     def generate_code(self) -> None:
         """Compile what `loss` runs: the trunk for each shape of tokens at its first use, the rest once."""
-        torch.compiler.reset()  # what was compiled for models before this one counts against a limit of variants
-        for mixer in (block.mixer for block in self._each()):
-            for name in mixer.written:
-                setattr(mixer, name, torch.compiler.disable(getattr(mixer, name)))
+        self._prepare_to_compile()
         self.trunk = torch.compile(self.trunk, dynamic=False)
         self._asked = torch.compile(self._asked, dynamic=True)
+
+    def _prepare_to_compile(self) -> None:
+        torch.compiler.reset()  # what was compiled for models before this one counts against a limit of variants
+        for mixer in {type(block.mixer) for block in self._each()}:
+            for name in mixer.written:  # of the class, since what is compiled for a mixer shall serve its like
+                setattr(mixer, name, torch.compiler.disable(getattr(mixer, name)))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., vocabulary]."""
@@ -189,9 +197,22 @@ class LanguageModel(nn.Module):
 
     def step(self, token: Tensor, state: list[State]) -> tuple[Tensor, list[State]]:
         """One token [B] after `state` -> logits [B, vocabulary], new state."""
+        return self._step(Block.step, token, state)
+
+    def generate_step(self) -> Callable[[Tensor, list[State]], tuple[Tensor, list[State]]]:
+        """Code for `step`: the same function with compiled blocks, which still update in place what they do as written.
+
+        Blocks of one structure, with states of one shape, are compiled once, at the first call.
+        """
+        self._prepare_to_compile()
+        return partial(self._step, torch.compile(Block.step, dynamic=False, options=KEEP_ORDER))
+
+    def _step(
+        self, step: Callable[[Block, Tensor, State], tuple[Tensor, State]], token: Tensor, state: list[State]
+    ) -> tuple[Tensor, list[State]]:
         x, new = self.embedding(token), []
         for block, layer_state in zip(self._each(), state, strict=True):
-            x, after = block.step(x, layer_state)
+            x, after = step(block, x, layer_state)
             new.append(after)
         return self.logits(self.norm(x)), new
 

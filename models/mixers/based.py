@@ -51,7 +51,7 @@ class Based(Mixer):
 
     def step(self, x: Tensor, state: BasedState) -> tuple[Tensor, BasedState]:
         linear, window = self.linear_attention, self.sliding_window
-        if linear.is_taylor:
+        if linear.is_fused(x, state.linear_attention):
             far, near, state = based_step(linear.heads(x), window.heads(x, state.sliding_window), state)
             return linear.o_proj(far.flatten(1)) + window.o_proj(near.flatten(1)), state
         far, linear_attention = linear.step(x, state.linear_attention)

@@ -77,7 +77,8 @@ class H3(Mixer):
     `head_dim` P, which divides D.
     """
 
-    written = ("_associate",)  # torch 2.11 cannot split the loops around products of pairs of channels
+    # torch 2.11 cannot split the loops around products of pairs of channels; for complex numbers there is no code.
+    written = ("_associate", "_associate_step")
 
     def __init__(self, d_model: PositiveInt, d_state: PositiveInt | None = None, head_dim: PositiveInt = 2):
         super().__init__()
@@ -116,9 +117,8 @@ class H3(Mixer):
 
     def step(self, x: Tensor, state: H3State) -> tuple[Tensor, H3State]:
         k, shift = short_conv_step(self.k_proj(x), self._shift_weight(), None, state.shift)
-        s = from_pairs(state.diagonal)
-        y, s = diagonal_ssm_step(self._product(k, self.v_proj(x)), *self._diagonal(), s)
-        return self._read(y, x), H3State(shift, torch.view_as_real(s).to(state.diagonal.dtype, copy=True))
+        y, diagonal = self._associate_step(k, self.v_proj(x), state.diagonal)
+        return self._read(y, x), H3State(shift, diagonal)
 
     def state_bytes(self, length: int, dtype: torch.dtype) -> int:
         return ((self.d_state - 1) + self.head_dim * self.d_state) * self.d_model * dtype.itemsize
@@ -136,6 +136,11 @@ class H3(Mixer):
     def _associate(self, k: Tensor, v: Tensor, s: Tensor | None = None) -> tuple[Tensor, Callable[[], Tensor]]:
         """Keys and values [B, N, D] -> their products through the diagonal model, [B, N, H, P, P], and its state."""
         return diagonal_ssm(self._product(k, v), *self._diagonal(), s)
+
+    def _associate_step(self, k: Tensor, v: Tensor, diagonal: Tensor) -> tuple[Tensor, Tensor]:
+        """One key and value [B, D] into the state: outputs [B, H, P, P] and the new state."""
+        y, s = diagonal_ssm_step(self._product(k, v), *self._diagonal(), from_pairs(diagonal))
+        return y, torch.view_as_real(s).to(diagonal.dtype, copy=True)
 
     def _product(self, k: Tensor, v: Tensor) -> Tensor:
         """All products of key and value within a head: [..., D] -> [..., H, P, P]."""

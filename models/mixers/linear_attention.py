@@ -10,6 +10,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from kernels.backend import takes_triton
 from kernels.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
 from kernels.taylor_attention import serves, taylor_attention, taylor_attention_step
 from models.feature_maps import build_feature_map
@@ -73,11 +74,16 @@ class LinearAttention(Mixer):
 
     def step(self, x: Tensor, state: LinearAttentionState) -> tuple[Tensor, LinearAttentionState]:
         q, k, v = self.heads(x)
-        if self.is_taylor:
+        if self.is_fused(x, state):
             y, state = taylor_attention_step(q, k, v, state)
             return self.o_proj(y.flatten(1)), state
         y, z, state = linear_attention_step(self.phi(q), self.phi(k), v, state, sums=self.phi.positive)
         return self.o_proj(self._normalised(y, z).flatten(1)), state
+
+    def is_fused(self, x: Tensor, state: LinearAttentionState) -> bool:
+        """Whether Triton computes a step. Elsewhere a mixer has the features at hand, which that of `kernels` makes."""
+        sizes = {"K": self.feature_dim, "V": self.head_dim}
+        return self.is_taylor and takes_triton("taylor_attention_step", None, (x,), state, **sizes)
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys [B, H, K], values [B, H, V] of one token [B, D]."""

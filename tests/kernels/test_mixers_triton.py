@@ -4,9 +4,18 @@ import os
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
+from kernels import (
+    based_triton,
+    selective_scan_step_triton,
+    short_conv_triton,
+    sliding_window_triton,
+    taylor_step_triton,
+)
 from kernels.backend import using
 from models import MIXERS
+from models.language_model import KEEP_ORDER
 
 CUDA = torch.cuda.is_available()
 if not CUDA and os.environ.get("TRITON_INTERPRET") != "1":
@@ -14,6 +23,7 @@ if not CUDA and os.environ.get("TRITON_INTERPRET") != "1":
 
 DEVICE = "cuda" if CUDA else "cpu"
 D = 16
+STEPS = (based_triton, selective_scan_step_triton, short_conv_triton, sliding_window_triton, taylor_step_triton)
 OPTIONS = {
     "attention": {"num_heads": 4, "num_kv_heads": 2, "use_rope": True},
     "linear_attention": {"feature_dim": 4, "num_heads": 2},
@@ -42,3 +52,42 @@ def test_prefill_and_steps(name):
     fused, exact = results["triton"], results["reference"]
     assert (fused - exact).norm() < 1e-5 * exact.norm()
     assert (fused[:, :9] - fused[:, 9:]).norm() < 1e-5 * exact.norm()
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@torch.no_grad()
+def test_compiled_steps_write_the_state_in_place(name, monkeypatch):
+    """To each kernel goes the state itself, not a copy, which would take as long again to write and to read."""
+    torch.manual_seed(0)
+    mixer = MIXERS[name](D, **OPTIONS[name]).to(DEVICE)
+    x = torch.randn(2, 3, D, device=DEVICE)
+    state = mixer.init_state(2)
+    given = set()
+    for module in STEPS:
+        monkeypatch.setattr(module, "_step", Recorder(module._step, given))
+    torch.compiler.reset()
+    step = torch.compile(MIXERS[name].step, dynamic=False, options=KEEP_ORDER)
+    with using("triton"):
+        expected, after = mixer.prefill(x, mixer.init_state(2))
+        for t in range(3):
+            y, new = step(mixer, x[:, t], state)
+            assert (y - expected[:, t]).norm() < 1e-5 * expected.norm()
+    places = [leaf.data_ptr() for leaf in tree_leaves(state)]
+    assert set(places) <= given
+    assert [leaf.data_ptr() for leaf in tree_leaves(new)] == places
+    for a, b in zip(tree_leaves(state), tree_leaves(after), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+class Recorder:
+    """A kernel that notes where its tensors are."""
+
+    def __init__(self, kernel, places):
+        self.kernel, self.places = kernel, places
+
+    def __getitem__(self, grid):
+        def launch(*arguments, **options):
+            self.places |= {t.data_ptr() for t in arguments if isinstance(t, torch.Tensor)}
+            return self.kernel[grid](*arguments, **options)
+
+        return launch

@@ -1,5 +1,6 @@
 """Measuring speed: the search for a batch, the loop that is timed, the floor beside it, and the record."""
 
+import copy
 import json
 import math
 import sys
@@ -103,6 +104,37 @@ def test_a_step_in_place_leaves_every_tensor_where_it_is(mixer):
         decoder.step_in_place()
     assert [t.data_ptr() for t in torch.utils._pytree.tree_leaves([decoder.token, decoder.state])] == places
     assert decoder.of_one_row is not None
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """What is given to a compiler, which on a CPU takes minutes: here all but its last part, the generating of code."""
+    compile, to_operations = torch.compile, torch._dynamo.lookup_backend("aot_eager")
+    given = []
+
+    def record(graph, inputs):
+        given.append(graph)
+        return to_operations(graph, inputs)
+
+    monkeypatch.setattr(torch, "compile", lambda f, *, dynamic, options: compile(f, dynamic=dynamic, backend=record))
+    return given
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mixer", PLAIN)
+def test_compiled_blocks_step_as_they_are_written(mixer, graphs):
+    """In place, as a graph records them; and what is compiled for a block serves all like it."""
+    model = build(mixer, mixer, mlp_expand=2, norm="rms")
+    written = Decoder(model, 2, prompt_length=9, generate=4, state_dtype=torch.float32)
+    compiled = copy.deepcopy(written)
+    compiled.model_step = compiled.model.generate_step()
+    for _ in range(3):
+        written.step_in_place()
+        compiled.step_in_place()
+        assert (compiled.token == written.token).all()
+    assert len({graph.code for graph in graphs}) == len(graphs) > 0
+    for a, b in zip(*map(torch.utils._pytree.tree_leaves, (compiled.state, written.state)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a graph needs a GPU")
