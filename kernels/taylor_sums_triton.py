@@ -19,7 +19,6 @@ fewer rows a product would leave most of a group of warps idle, each with all of
 # Triton has no types for launches, nor for functions of kernels that return several tensors.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor

@@ -5,9 +5,9 @@ import os
 import pytest
 import torch
 
+from kernels import taylor_attention_triton
 from kernels.linear_attention import LinearAttentionState
 from kernels.taylor_attention import taylor_attention, taylor_attention_step
-from kernels import taylor_attention_triton
 from kernels.taylor_features import features
 
 CUDA = torch.cuda.is_available()
