@@ -1,4 +1,4 @@
-"""Triton kernels for a decode step of softmax attention over a cache of keys and values, to which the token's are added.
+"""Triton kernels for a decode step of softmax attention over a cache, to which the token's key and value are added.
 
 A cache of n tokens is read once, 2 n (K + V) bytes in bfloat16 a sequence and key-value head, and as many operations a
 query head; of its room past n nothing is touched, though n is known to the device alone, as a CUDA graph asks. Where
@@ -44,7 +44,7 @@ def _spans(
     if part == 0:
         new_k = tl.load(k_ptr + b * kb + g * kh + d, mask=d < K, other=0.0).to(cache_k_ptr.dtype.element_ty)
         new_v = tl.load(v_ptr + b * vb + g * vh + e, mask=e < V, other=0.0).to(cache_v_ptr.dtype.element_ty)
-        at = (b * C + length) * G + g
+        at = (b * G + g) * C + length
         writes = h % (H // G) == 0
         tl.store(cache_k_ptr + at * K + d, new_k, mask=(d < K) & writes)
         tl.store(cache_v_ptr + at * V + e, new_v, mask=(e < V) & writes)
@@ -55,7 +55,7 @@ def _spans(
     for first in range(part * span, last, BC):
         slot = first + c
         inside = slot < last
-        row = (b * C + slot) * G + g
+        row = (b * G + g) * C + slot
         k = tl.load(cache_k_ptr + row[:, None] * K + d[None, :], mask=inside[:, None] & (d < K)[None, :], other=0.0)
         v = tl.load(cache_v_ptr + row[:, None] * V + e[None, :], mask=inside[:, None] & (e < V)[None, :], other=0.0)
         s = tl.sum(k.to(tl.float32) * q[None, :], 1)
@@ -92,7 +92,7 @@ def _join(y_ptr, high_ptr, total_ptr, out_ptr, parts, V, BP: tl.constexpr, BV: t
 
 @torch.library.custom_op("recallbench::attention_step", mutates_args={"cache_k", "cache_v"})
 def _decode(q: Tensor, k: Tensor, v: Tensor, cache_k: Tensor, cache_v: Tensor, length: Tensor) -> Tensor:
-    (B, H, K), (_, C, G, V) = q.shape, cache_v.shape
+    (B, H, K), (_, G, C, V) = q.shape, cache_v.shape
     q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
     span = max(LEAST_SPAN, triton.cdiv(C * B * H, PROGRAMS))
     parts = triton.cdiv(C, span)
@@ -120,5 +120,5 @@ def fused_attention_step(q: Tensor, k: Tensor, v: Tensor, cache_k: Tensor, cache
 
     **Raises** `ValueError` where shapes or devices do not fit together.
     """
-    check("attention_step", q, k, v, cache_k, cache_v, length)
+    check("attention_step", q, k, v, cache_k, cache_v, length, by_head=True)
     return _decode(q, k, v, cache_k, cache_v, length)
