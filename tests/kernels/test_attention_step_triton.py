@@ -21,8 +21,8 @@ TOLERANCE = {torch.float32: 1e-5, HALF: 1e-2}
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(
     ("H", "G", "C", "K", "V"),
-    [(1, 1, 1, 1, 1), (4, 2, 70, 24, 20), (2, 1, 2 * LEAST_SPAN + 9, 16, 8), (2, 2, 40, 70, 64)]
-    + [(24, 24, 2048, 70, 70), (16, 4, 1000, 128, 128)] * CUDA,
+    [(1, 1, 1, 1, 1), (6, 2, 70, 24, 20), (2, 1, 2 * LEAST_SPAN + 9, 16, 8), (2, 2, 40, 70, 64)]
+    + [(24, 24, 2048, 70, 70), (16, 4, 1000, 128, 128), (16, 16, 2048, 112, 112), (20, 1, 333, 64, 256)] * CUDA,
 )
 @pytest.mark.parametrize("backend", ["triton", "reference"])
 def test_steps_over_a_cache(H, G, C, K, V, dtype, backend):
