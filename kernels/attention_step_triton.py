@@ -4,9 +4,9 @@ A cache of n tokens is read once, 2 n (K + V) bytes in bfloat16 a sequence and k
 share it; of its room past n nothing is touched, though n is known to the device alone, as a CUDA graph asks. Where
 sequences and heads do not fill the chip, the cache is cut into spans, whose softmaxes a second kernel joins.
 
-A program is one warp, so that no warp waits for another: while it computes on a block of slots, the next two are on
-their way into its shared memory, and some nine programs share a processor. Memory is waited for, not the arithmetic,
-which is done by tensor cores: queries and probabilities are rounded to the cache's dtype, and sums are in float32.
+A program of up to 16 query heads is one warp, which no other waits for: while it computes on a block of slots, the next
+ones are on their way into its shared memory, of which a processor has enough for nine programs at K = V = 70 in
+bfloat16. Tensor cores multiply: queries and probabilities are rounded to the cache's dtype, and sums are in float32.
 """
 
 # Triton has no types for launches.
@@ -59,7 +59,7 @@ def _block(
     q0, q1, k_at, v_at, inside, high, total, y0, y1, scale,
     K: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, V: tl.constexpr, V0: tl.constexpr, V1: tl.constexpr,
 ):  # fmt: skip
-    """A block of slots, rows at `k_at` and `v_at` [BC, 1]: what precedes it is y [BR, V] of a sum `total` e^`high`."""
+    """A block of slots, rows at `k_at` and `v_at` [BC, 1]: what precedes it is y [BR, V] of a sum `total` 2^`high`."""
     s = tl.dot(q0, _load(k_at, K, 0, K0, inside).T, input_precision="ieee")
     if K1 > 0:
         s = tl.dot(q1, _load(k_at, K, K0, K1, inside).T, s, input_precision="ieee")
@@ -157,12 +157,12 @@ def _decode(q: Tensor, k: Tensor, v: Tensor, cache_k: Tensor, cache_v: Tensor, l
     y = out if parts == 1 else q.new_empty(B, H, parts, V, dtype=torch.float32)
     high, total = q.new_empty(2, B, H, parts, dtype=torch.float32)
     R = H // G
+    BR = max(LEAST, triton.next_power_of_2(R))
     with torch.cuda.device_of(q):
         _spans[(B * G, parts)](
             q, k, v, cache_k, cache_v, length, y, high, total, G, C, span, K**-0.5 * LOG2E,
             *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
-            R, max(LEAST, triton.next_power_of_2(R)), K, *_powers(K), V, *_powers(V), BLOCK, parts > 1,
-            num_warps=1, num_stages=3,
+            R, BR, K, *_powers(K), V, *_powers(V), BLOCK, parts > 1, num_warps=BR // LEAST, num_stages=3,
         )  # fmt: skip
         if parts > 1:
             _join[(B * H,)](
