@@ -39,16 +39,14 @@ def attention_step(
 ) -> Tensor:
     """The recurrent form, one token: its key and value go into slot `length` of the caches, it attends to all up to it.
 
-    **Arguments:** `q` [B, H, K]; `k` [B, G, K] and `v` [B, G, V], each for H / G heads; `cache_k` [B, C, G, K] and
-    `cache_v` [B, C, G, V], updated in place; `length` [B], the slots that are full, fewer than C, left as it is.
+    **Arguments:** `q` [B, H, K]; `k` [B, G, K] and `v` [B, G, V], each for H / G heads; `cache_k` [B, G, C, K] and
+    `cache_v` [B, G, C, V], updated in place; `length` [B], the slots that are full, fewer than C, left as it is.
     **Returns** [B, H, V].
     """
     if takes_triton("attention_step", backend, (q, k, v), (cache_k, cache_v), K=k.shape[-1], V=v.shape[-1]):
         return fused_attention_step(q, k, v, cache_k, cache_v, length)
     rows = torch.arange(len(q), device=q.device)
-    cache_k[rows, length], cache_v[rows, length] = k.to(cache_k.dtype), v.to(cache_v.dtype)
-    visible = torch.arange(cache_k.shape[1], device=q.device) <= length[:, None]  # [B, C]
-    keys, values = (
-        t.transpose(1, 2).to(q.dtype).repeat_interleave(q.shape[1] // k.shape[1], 1) for t in (cache_k, cache_v)
-    )  # [B, H, C, *]
+    cache_k[rows, :, length], cache_v[rows, :, length] = k.to(cache_k.dtype), v.to(cache_v.dtype)
+    visible = torch.arange(cache_k.shape[2], device=q.device) <= length[:, None]  # [B, C]
+    keys, values = (t.to(q.dtype).repeat_interleave(q.shape[1] // k.shape[1], 1) for t in (cache_k, cache_v))
     return masked_attention(q.unsqueeze(2), keys, values, visible[:, None, None]).squeeze(2)

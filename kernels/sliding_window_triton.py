@@ -104,10 +104,15 @@ def fused_window_step(q: Tensor, k: Tensor, v: Tensor, ring_k: Tensor, ring_v: T
     return _decode(q, k, v, ring_k, ring_v, length)
 
 
-def check(kernel: str, q: Tensor, k: Tensor, v: Tensor, kept_k: Tensor, kept_v: Tensor, length: Tensor) -> None:
-    """**Raises** `ValueError` where shapes or devices do not fit together, of a ring of W slots or a cache of so many."""
-    (B, H, K), (_, W, G, V) = q.shape, kept_v.shape
-    shapes = {"k": (B, G, K), "v": (B, G, V), "kept k": (B, W, G, K), "kept v": (B, W, G, V), "length": (B,)}
+def check(
+    kernel: str, q: Tensor, k: Tensor, v: Tensor, kept_k: Tensor, kept_v: Tensor, length: Tensor, by_head: bool = False
+) -> None:
+    """**Raises** `ValueError` where shapes or devices do not fit together.
+
+    What is kept is a ring of C slots, [B, C, G, *], or `by_head` a cache of C slots, [B, G, C, *].
+    """
+    (B, H, K), (_, *kept, V), G = q.shape, kept_v.shape, kept_v.shape[1 if by_head else 2]
+    shapes = {"k": (B, G, K), "v": (B, G, V), "kept k": (B, *kept, K), "kept v": (B, *kept, V), "length": (B,)}
     for (name, shape), t in zip(shapes.items(), (k, v, kept_k, kept_v, length), strict=True):
         if t.shape != shape:
             raise ValueError(f"{kernel} got {name} {list(t.shape)}, and takes {list(shape)}")

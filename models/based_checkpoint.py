@@ -29,10 +29,10 @@ KEYS = {
     r"transformer\.layers\.(\d+)\.mixer\.(in_proj\..+)": r"blocks.\1.mixer.\2",
     r"transformer\.ln_f\.(weight|bias)": r"norm.\1",
     r"lm_head\.weight": "head.weight",
-    # As `split` names what the checkpoint holds in one matrix, or under one name for several mixers.
+    # As `_unpacked` names what the checkpoint holds in other matrices, or under one name for several mixers.
     r"transformer\.layers\.(\d+)\.(mixer\.[qkvo]_proj\.weight)": r"blocks.\1.\2",
     r"transformer\.layers\.(\d+)\.(mixer\.out_proj\..+)": r"blocks.\1.\2",
-    r"transformer\.layers\.(\d+)\.(mlp\.(gate|up)_proj\.weight)": r"blocks.\1.\2",
+    r"transformer\.layers\.(\d+)\.(mlp\.in_proj\.weight)": r"blocks.\1.\2",
 }
 """Keys of the releases -> ours."""
 
@@ -73,7 +73,10 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _unpacked(weights: Weights, config: Mapping[str, Any], folder: Path) -> dict[str, Tensor]:
-    """One key for each matrix of ours: Wqkv is queries, keys and values; fc1 is the MLP's value, then its gate."""
+    """One key for each matrix of ours: Wqkv is queries, keys and values; fc1 is the MLP's value, then its gate.
+
+    Beside an fc3, the value, fc1 is the gate alone. Ours is the gate, then the value.
+    """
     new: dict[str, Tensor] = {}
     for key, tensor in weights.items():
         layer = key.rpartition(".mixer.")[0] or key.rpartition(".mlp.")[0]
@@ -82,18 +85,14 @@ def _unpacked(weights: Weights, config: Mapping[str, Any], folder: Path) -> dict
             parts = tensor.split([D, kv, tensor.shape[0] - D - kv])
             new |= {f"{layer}.mixer.{name}_proj.weight": part for name, part in zip("qkv", parts, strict=True)}
         elif key.endswith(".mlp.fc1.weight"):
-            if f"{layer}.mlp.fc3.weight" in weights:
-                new[f"{layer}.mlp.gate_proj.weight"] = tensor
-            else:
-                up, gate = tensor.chunk(2)
-                new |= {f"{layer}.mlp.up_proj.weight": up, f"{layer}.mlp.gate_proj.weight": gate}
-        elif key.endswith(".mlp.fc3.weight"):
-            new[f"{layer}.mlp.up_proj.weight"] = tensor
+            fc3 = weights.get(f"{layer}.mlp.fc3.weight")
+            up, gate = tensor.chunk(2) if fc3 is None else (fc3, tensor)
+            new[f"{layer}.mlp.in_proj.weight"] = torch.cat([gate, up])
         elif key.endswith(".mixer.out_proj.weight") and f"{layer}.mixer.in_proj.weight" not in weights:
             new[f"{layer}.mixer.o_proj.weight"] = tensor
         elif key.endswith(".rotary_emb.inv_freq"):
             _check_frequencies(key, tensor, config, folder)
-        else:
+        elif not key.endswith(".mlp.fc3.weight"):
             new[key] = tensor
     return new
 

@@ -58,12 +58,12 @@ class MLP(nn.Module):
 
     def __init__(self, d_model: int, width: int):
         super().__init__()
-        self.gate_proj = nn.Linear(d_model, width, bias=False)
-        self.up_proj = nn.Linear(d_model, width, bias=False)
+        self.in_proj = nn.Linear(d_model, 2 * width, bias=False)  # the gate, then what it gates
         self.down_proj = nn.Linear(width, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.in_proj(x).chunk(2, -1)
+        return self.down_proj(F.silu(gate) * up)
 
 
 class Block(nn.Module):

@@ -142,12 +142,12 @@ def _steps(case: Case, random: Random) -> Iterator[tuple[str, Call]]:
 
 def _attention_steps(case: Case, random: Random) -> Iterator[tuple[str, Call]]:
     q, k, v = (random(case.B, H, V) for _ in range(3))
-    caches = [random(case.B, ROOM, H, V) for _ in "kv"]
+    cache_k, cache_v = (random(case.B, H, ROOM, V) for _ in "kv")
     length = torch.full((case.B,), case.N, dtype=torch.int64, device=q.device)
     for name, backend in _ours(q):
-        yield name, lambda of=backend: attention_step(q, k, v, *caches, length, of)
+        yield name, lambda of=backend: attention_step(q, k, v, cache_k, cache_v, length, of)
     if q.is_cuda:
-        keys, values = (t[:, : case.N].transpose(1, 2).contiguous() for t in caches)
+        keys, values = (t[:, :, : case.N].contiguous() for t in (cache_k, cache_v))
         yield "SDPA, of a cache of no more room", lambda: F.scaled_dot_product_attention(q.unsqueeze(2), keys, values)
 
 

@@ -16,15 +16,15 @@ from models.attention_heads import AttentionHeads, Fraction
 class GrowingCache(NamedTuple):
     """Keys and values of the past, grown by every token."""
 
-    k: Tensor  # [B, n, G, K]
-    v: Tensor  # [B, n, G, K]
+    k: Tensor  # [B, G, n, K]
+    v: Tensor  # [B, G, n, K]
 
 
 class FixedCache(NamedTuple):
     """Keys and values in a capacity of C tokens, the first `length` of them real, written in place."""
 
-    k: Tensor  # [B, C, G, K]
-    v: Tensor  # [B, C, G, K]
+    k: Tensor  # [B, G, C, K]
+    v: Tensor  # [B, G, C, K]
     length: Tensor  # [B]
 
 
@@ -50,7 +50,7 @@ class Attention(AttentionHeads):
 
     def init_state(self, batch_size, *, max_length=None, dtype=None, device=None) -> KeyValueCache:
         like = self.like_parameters(dtype, device)
-        shape = (batch_size, max_length or 0, self.num_kv_heads, self.head_dim)
+        shape = (batch_size, self.num_kv_heads, max_length or 0, self.head_dim)
         k, v = torch.zeros(shape, **like), torch.zeros(shape, **like)
         if max_length is None:
             return GrowingCache(k, v)
@@ -58,15 +58,15 @@ class Attention(AttentionHeads):
 
     def prefill(self, x: Tensor, state: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
         position = torch.arange(x.shape[1], device=x.device)[None]
-        position = position + (state.length[:, None] if isinstance(state, FixedCache) else state.k.shape[1])
+        position = position + (state.length[:, None] if isinstance(state, FixedCache) else state.k.shape[2])
         q, k, v = self.project(x, position)
-        first = isinstance(state, GrowingCache) and state.k.shape[1] == 0
-        state = _append(state, k.transpose(1, 2), v.transpose(1, 2), position)
+        first = isinstance(state, GrowingCache) and state.k.shape[2] == 0
+        state = _append(state, k, v, position)
         if first:  # no mask, and the quickest kernels
             return self.join(causal_attention(q, self.repeat(k), self.repeat(v))), state
-        slot = torch.arange(state.k.shape[1], device=x.device)
+        slot = torch.arange(state.k.shape[2], device=x.device)
         visible = (slot <= position[..., None])[:, None]  # [B or 1, 1, N, C]
-        k, v = (self.repeat(t.transpose(1, 2).to(x.dtype)) for t in (state.k, state.v))
+        k, v = (self.repeat(t.to(x.dtype)) for t in (state.k, state.v))
         return self.join(masked_attention(q, k, v, visible)), state
 
     def step(self, x: Tensor, state: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
@@ -82,11 +82,11 @@ class Attention(AttentionHeads):
 
 
 def _append(state: KeyValueCache, k: Tensor, v: Tensor, position: Tensor) -> KeyValueCache:
-    """Add keys and values [B, N, G, K] behind those held: grown by concatenation, or in place in a fixed capacity."""
+    """Add keys and values [B, G, N, K] behind those held: grown by concatenation, or in place in a fixed capacity."""
     k, v = k.to(state.k.dtype), v.to(state.v.dtype)
     if isinstance(state, GrowingCache):
-        return GrowingCache(torch.cat([state.k, k], dim=1), torch.cat([state.v, v], dim=1))
+        return GrowingCache(torch.cat([state.k, k], dim=2), torch.cat([state.v, v], dim=2))
     rows = torch.arange(k.shape[0], device=k.device)[:, None]
-    state.k[rows, position] = k
-    state.v[rows, position] = v
-    return FixedCache(state.k, state.v, state.length.add_(k.shape[1]))
+    state.k[rows, :, position] = k.transpose(1, 2)  # [B, N, G, K], as torch orders what it takes by two indices
+    state.v[rows, :, position] = v.transpose(1, 2)
+    return FixedCache(state.k, state.v, state.length.add_(k.shape[2]))

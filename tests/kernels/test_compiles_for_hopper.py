@@ -131,7 +131,9 @@ def test_steps_need_no_more_than_registers(compiled):
     far = LinearAttentionState(*(t.bfloat16() for t in far))
     ring = RingBuffer(*(torch.zeros(B, W, H, V, dtype=torch.bfloat16) for _ in "kv"), torch.zeros(B, dtype=int))
     sliding_window_step(near, near, near, ring, backend="triton")
-    attention_step(near, near, near, *ring, backend="triton")
+    for width in (70, V):  # rows of no whole number of 16 bytes, and of one
+        heads, cache = (torch.zeros(*shape, width, dtype=torch.bfloat16) for shape in ((B, H), (B, H, 2 * W)))
+        attention_step(heads, heads, heads, cache, cache, ring.length, backend="triton")
     based_step((q, k, v), (near, near, near), BasedState(far, ring), backend="triton")
     weight, A = torch.zeros(E, 1, 4, dtype=torch.bfloat16), torch.zeros(E, S)
     short_conv(conv.unsqueeze(1), weight, None, past, silu=True, gate=conv.unsqueeze(1), backend="triton")

@@ -84,7 +84,10 @@ def folder(tmp_path_factory):
     }
     state = {}
     for name, tensor in ours.state_dict().items():
-        state["model.norm.weight" if name == "norm.weight" else renamed(name, names)] = tensor
+        theirs = "model.norm.weight" if name == "norm.weight" else renamed(name, names)
+        parts = ("gate_proj", "up_proj") if "mlp.in_proj" in theirs else ("in_proj",)
+        for part, half in zip(parts, tensor.chunk(len(parts)), strict=True):
+            state[theirs.replace("in_proj", part)] = half
     missing = llama.load_state_dict(state, strict=False)
     assert missing.missing_keys == ["lm_head.weight"]
     assert not missing.unexpected_keys
@@ -113,7 +116,7 @@ def folder(tmp_path_factory):
     for i in range(LAYERS):
         layer = f"transformer.layers.{i}."
         q, k, v = (release.pop(f"{layer}mixer.{part}_proj.weight") for part in "qkv")
-        gate, up = (release.pop(f"{layer}mlp.{part}_proj.weight") for part in ("gate", "up"))
+        gate, up = release.pop(f"{layer}mlp.in_proj.weight").chunk(2)
         release |= {f"{layer}mixer.Wqkv.weight": torch.cat([q, k, v]), f"{layer}mlp.fc1.weight": torch.cat([up, gate])}
         release[f"{layer}mlp.fc2.weight"] = release.pop(f"{layer}mlp.down_proj.weight")
     release["transformer.ln_f.weight"] = release.pop("transformer.norm.weight")
