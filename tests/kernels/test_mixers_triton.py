@@ -7,6 +7,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from kernels import (
+    attention_step_triton,
     based_triton,
     selective_scan_step_triton,
     short_conv_triton,
@@ -23,7 +24,14 @@ if not CUDA and os.environ.get("TRITON_INTERPRET") != "1":
 
 DEVICE = "cuda" if CUDA else "cpu"
 D = 16
-STEPS = (based_triton, selective_scan_step_triton, short_conv_triton, sliding_window_triton, taylor_step_triton)
+STEPS = {
+    attention_step_triton: "_spans",
+    based_triton: "_step",
+    selective_scan_step_triton: "_step",
+    short_conv_triton: "_step",
+    sliding_window_triton: "_step",
+    taylor_step_triton: "_step",
+}
 OPTIONS = {
     "attention": {"num_heads": 4, "num_kv_heads": 2, "use_rope": True},
     "linear_attention": {"feature_dim": 4, "num_heads": 2},
@@ -61,14 +69,14 @@ def test_compiled_steps_write_the_state_in_place(name, monkeypatch):
     torch.manual_seed(0)
     mixer = MIXERS[name](D, **OPTIONS[name]).to(DEVICE)
     x = torch.randn(2, 3, D, device=DEVICE)
-    state = mixer.init_state(2)
+    state = mixer.init_state(2, max_length=3)
     given = set()
-    for module in STEPS:
-        monkeypatch.setattr(module, "_step", Recorder(module._step, given))
+    for module, kernel in STEPS.items():
+        monkeypatch.setattr(module, kernel, Recorder(getattr(module, kernel), given))
     torch.compiler.reset()
     step = torch.compile(MIXERS[name].step, dynamic=False, options=KEEP_ORDER)
     with using("triton"):
-        expected, after = mixer.prefill(x, mixer.init_state(2))
+        expected, after = mixer.prefill(x, mixer.init_state(2, max_length=3))
         for t in range(3):
             y, new = step(mixer, x[:, t], state)
             assert (y - expected[:, t]).norm() < 1e-5 * expected.norm()
