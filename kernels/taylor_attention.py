@@ -29,13 +29,21 @@ def taylor_attention(
     **Returns** outputs [B, H, N, V] and the state after all N tokens, in the dtype of `state`, by default float32.
     """
     if serves(q, k, v, state, backend):
-        y, S, z = fused_taylor_attention(q, k, v, state, EPS)
+        y, S, z = fused_taylor_attention(q, k, v, state, EPS, final=True)
         return y, LinearAttentionState(S, z)
     phi = features(q.shape[-1], q.device)
     y, total, final_state = linear_attention(q, k, v, phi, _similarity, state, sums=True)
     S, z = final_state()
     final = LinearAttentionState(S, z) if state is None else LinearAttentionState(S.to(state.S), z.to(state.z))
     return _normalised(y, total), final
+
+
+def taylor_outputs(q: Tensor, k: Tensor, v: Tensor, backend: Backend | None = None) -> Tensor:
+    """The outputs of the parallel form without a state, which then takes no time: [B, H, N, V]."""
+    if serves(q, k, v, None, backend):
+        return fused_taylor_attention(q, k, v, None, EPS, final=False)[0]
+    y, total, _ = linear_attention(q, k, v, features(q.shape[-1], q.device), _similarity, sums=True)
+    return _normalised(y, total)
 
 
 def taylor_attention_step(

@@ -1,58 +1,34 @@
-"""Running sums of the Taylor map in registers: what its Triton kernels share.
+"""Sums of the Taylor map over what came before a chunk of a sequence: how its Triton kernels make and read them.
 
 Of the two that meet one is a reader, x, and the other a writer, x', and with s = x . x' / sqrt(K)
 
     w = 1 + s + s^2 / 2,   s^2 = sum over i, j of (x_i x_j) (x'_i x'_j) / K,
 
-so that what all writers before have brought, values u, is read from sums over them:
+so that what all writers before have brought, values u with weights e, is read from sums over them:
 
-    sum of w u = (x, 1) S1 + (x x^T) S2 / 2   with S1 = sum of (x', 1) u^T, S2 = sum of (x' x'^T) u^T,
+    sum of w u = S0 + x S1 / sqrt(K) + (x x^T) S2 / 2K   with S0 = sum of u, S1 of x' u^T, S2 of (x' x'^T) u^T
+    sum of w e = z0 + x z1 / sqrt(K) + x z2 x^T / 2K     with z0 = sum of e, z1 of e x',   z2 of e x' x'^T.
 
-the sums divided by sqrt(K), where they are read, as often as an element of x stands in front of them. The sums of w
-alone are those of one more value, e, which is 1; their sums Z1 and Z2 have it in the first of NE columns.
-
-All K^2 products of S2 are features on the chip, twice those that are kept: they are the outer product of two rows as it
-is, without a table of which, and one matrix product takes them all. Rows (x, 1) are BX = 64 wide, zeros at the end: with
-fewer rows a product would leave most of a group of warps idle, each with all of the other operand in registers.
+Memory holds each distinct product once, F of them, in the order of `kernels.taylor_features`, without its weights. On
+the chip all K^2 products of S2 are features: they are the outer product of two rows as it is, without a table of which,
+and matrix products take them in groups of FEW elements with all others.
 """
 
 # Triton has no types for launches, nor for functions of kernels that return several tensors.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from kernels.taylor_features import feature_count
 
-BX = tl.constexpr(64)
-NE = tl.constexpr(16)
-
 
 @triton.jit
-def rows(x_ptr, n, inside, stride, d, K: tl.constexpr):
-    """Elements d of the rows n: zeros past K and for rows that are not inside."""
-    return tl.load(x_ptr + n[:, None] * stride + d[None, :], mask=inside[:, None] & (d < K)[None, :], other=0.0)
-
-
-@triton.jit
-def with_one(x_ptr, n, inside, stride, K: tl.constexpr):
-    """(x, 1) of the rows n: [C, BX], all zeros for rows that are not inside."""
-    d = tl.arange(0, BX)
-    x = rows(x_ptr, n, inside, stride, d, K)
-    return tl.where(inside[:, None] & (d == K)[None, :], 1.0, x).to(x.dtype)
-
-
-@triton.jit
-def values(u_ptr, n, inside, stride, v, V):
-    """Elements v of the rows n: zeros past V and for rows that are not inside."""
-    return tl.load(u_ptr + n[:, None] * stride + v[None, :], mask=inside[:, None] & (v < V)[None, :], other=0.0)
-
-
-@triton.jit
-def one_more(e, dtype: tl.constexpr):
-    """The value e [C] in the first of NE columns."""
-    return tl.where(tl.arange(0, NE)[None, :] == 0, e[:, None], 0.0).to(dtype)
+def rows(x_ptr, n, inside, stride, d, D):
+    """Elements d of the rows n: zeros past D and for rows that are not inside."""
+    return tl.load(x_ptr + n[:, None] * stride + d[None, :], mask=inside[:, None] & (d < D)[None, :], other=0.0)
 
 
 @triton.jit
@@ -62,142 +38,156 @@ def products(few, x):
 
 
 @triton.jit
-def once_scaled(S1, scale, K: tl.constexpr):
-    """Sums that (x, 1) reads, divided by sqrt(K) but for the 1's."""
-    return S1 * tl.where(tl.arange(0, BX) < K, scale, 1.0)[:, None]
+def place(i, j, K: tl.constexpr):
+    """Where among the F products that of elements i and j is kept, K being the 1."""
+    low, high = tl.minimum(i, j), tl.maximum(i, j)
+    pair = 1 + K + low * K - low * (low - 1) // 2 + high - low
+    return tl.where(high < K, pair, tl.where(low < K, 1 + low, 0))
 
 
 @triton.jit
-def in_two(Z, dtype: tl.constexpr):
-    """Sums of e [.., NE] as two numbers that add up to them: all of a denominator hangs on them."""
-    z = tl.sum(Z, 1)[:, None]
-    high = z.to(dtype)
-    low = (z - high.to(tl.float32)).to(dtype)
-    column = tl.arange(0, NE)[None, :]
-    return tl.where(column == 0, high, tl.where(column == 1, low, 0.0)).to(dtype)
-
-
-@triton.jit
-def write(
-    S1, S2, Z1, Z2, x_ptr, n, inside, stride, x, x1, u, e, base,
-    K: tl.constexpr, FEW: tl.constexpr, GROUPS: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Add writers x [C, BK], with a one x1 [C, BX], with their u [C, BV] and e [C, NE].
-
-    To S2 and Z2 the products of all elements with GROUPS of FEW, from `base`.
-    """
-    new_S, new_Z = (), ()
-    for g in tl.static_range(GROUPS):
-        few = rows(x_ptr, n, inside, stride, base + g * FEW + tl.arange(0, FEW), K)
-        phi = products(few, x).T
-        new_S += (tl.dot(phi, u, S2[g], input_precision=PRECISION),)
-        new_Z += (tl.dot(phi, e, Z2[g], input_precision=PRECISION),)
-    S1, Z1 = tl.dot(x1.T, u, S1, input_precision=PRECISION), tl.dot(x1.T, e, Z1, input_precision=PRECISION)
-    return S1, new_S, Z1, new_Z
+def sums_of(S_ptr, i, j, v, V, K: tl.constexpr):
+    """The sums for the products of elements i and j: [.., BV]."""
+    at, there = place(i, j, K)[:, None] * V + v[None, :], ((i < K) & (j <= K))[:, None] & (v < V)[None, :]
+    return tl.load(S_ptr + at, mask=there, other=0.0)
 
 
 @triton.jit
 def read(
-    x_ptr, n, inside, stride, x, x1, S1, S2, Z1, Z2, base, scale, first_part,
-    K: tl.constexpr, BV: tl.constexpr, FEW: tl.constexpr, GROUPS: tl.constexpr, PRECISION: tl.constexpr,
+    x_ptr, n, inside, stride, x, S_ptr, z_ptr, v, V, scale,
+    K: tl.constexpr, BK: tl.constexpr, FEW: tl.constexpr, GROUPS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The sums of w u [C, BV] and of w e [C] that readers x [C, BK], with a one x1, find in one part of the sums."""
-    num, den = tl.zeros([x.shape[0], BV], tl.float32), tl.zeros([x.shape[0], NE], tl.float32)
-    for g in tl.static_range(GROUPS):
-        few = rows(x_ptr, n, inside, stride, base + g * FEW + tl.arange(0, FEW), K)
-        phi = products(few, x)
-        num = tl.dot(phi, S2[g].to(x.dtype), num, input_precision=PRECISION)
-        den = tl.dot(phi, in_two(Z2[g], x.dtype), den, input_precision=PRECISION)
-    num *= 0.5 * scale * scale
-    den *= 0.5 * scale * scale
-    if first_part:
-        num = tl.dot(x1, once_scaled(S1, scale, K).to(x.dtype), num, input_precision=PRECISION)
-        den = tl.dot(x1, in_two(once_scaled(Z1, scale, K), x.dtype), den, input_precision=PRECISION)
-    return num, tl.sum(den, 1)
+    """The sums of w u [C, BV] and of w e [C] that readers x [C, BK] find."""
+    d, f, one = tl.arange(0, BK), tl.arange(0, FEW * BK), tl.full([BK], K, tl.int32)
+    num = tl.zeros([x.shape[0], v.shape[0]], tl.float32)
+    for g in range(GROUPS):
+        few = rows(x_ptr, n, inside, stride, g * FEW + tl.arange(0, FEW), K)
+        S2 = sums_of(S_ptr, g * FEW + f // BK, f % BK, v, V, K).to(x.dtype)
+        num = tl.dot(products(few, x), S2, num, input_precision=PRECISION)
+    S0 = tl.load(S_ptr + v, mask=v < V, other=0.0).to(tl.float32)
+    S1 = sums_of(S_ptr, d, one, v, V, K).to(x.dtype)
+    num = S0[None, :] + scale * (tl.dot(x, S1, input_precision=PRECISION) + 0.5 * scale * num)
+    z1, z2 = _sums_of_weights(z_ptr, d, K)
+    den = scale * x.to(tl.float32) * (z1[None, :] + 0.5 * scale * _through(x, z2, PRECISION))
+    return num, tl.load(z_ptr) + tl.sum(den, 1)
 
 
 @triton.jit
 def gradient(
-    x_ptr, n, inside, stride, x1, u, e, S1, S2, Z1, Z2, base, scale, first_part,
+    x_ptr, n, inside, stride, x, u, e, S_ptr, z_ptr, v, V, scale,
     K: tl.constexpr, BK: tl.constexpr, FEW: tl.constexpr, GROUPS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What u [C, BV] times the sum of w u, and e [C] times that of w e, give to the readers: [C, BX]."""
-    of_products = tl.zeros([x1.shape[0], BK], tl.float32)
-    twice = tl.where(tl.arange(0, NE)[None, :] < 2, e[:, None], 0.0).to(x1.dtype)  # since Z is in two
-    for g in tl.static_range(GROUPS):
-        few = rows(x_ptr, n, inside, stride, base + g * FEW + tl.arange(0, FEW), K).to(tl.float32)
-        each = tl.dot(u, S2[g].to(x1.dtype).T, input_precision=PRECISION)
-        each = tl.dot(twice, in_two(Z2[g], x1.dtype).T, each, input_precision=PRECISION)
-        of_products += tl.sum(tl.reshape(each, (x1.shape[0], FEW, BK)) * few[:, :, None], 1)
-    of_products *= scale * scale  # half of it twice, as S2 is symmetric
-    wider = (tl.arange(0, BK)[:, None] == tl.arange(0, BX)[None, :]).to(x1.dtype)
-    dx = tl.dot(of_products.to(x1.dtype), wider, input_precision=PRECISION)
-    if first_part:
-        dx = tl.dot(u, once_scaled(S1, scale, K).to(x1.dtype).T, dx, input_precision=PRECISION)
-        dx = tl.dot(twice, in_two(once_scaled(Z1, scale, K), x1.dtype).T, dx, input_precision=PRECISION)
-    return dx
+    """What u [C, BV] times the sum of w u, and e [C] times that of w e, give to the readers: [C, BK]."""
+    d, f, one = tl.arange(0, BK), tl.arange(0, FEW * BK), tl.full([BK], K, tl.int32)
+    dx = tl.zeros([x.shape[0], BK], tl.float32)
+    for g in range(GROUPS):
+        few = rows(x_ptr, n, inside, stride, g * FEW + tl.arange(0, FEW), K).to(tl.float32)
+        S2 = sums_of(S_ptr, g * FEW + f // BK, f % BK, v, V, K).to(x.dtype)
+        each = tl.reshape(tl.dot(u, S2.T, input_precision=PRECISION), (x.shape[0], FEW, BK))
+        dx += tl.sum(each * few[:, :, None], 1)  # half of it twice, as S2 is symmetric
+    S1 = sums_of(S_ptr, d, one, v, V, K).to(x.dtype)
+    dx = scale * (tl.dot(u, S1.T, input_precision=PRECISION) + scale * dx)
+    z1, z2 = _sums_of_weights(z_ptr, d, K)
+    return dx + scale * e[:, None] * (z1[None, :] + scale * _through(x, z2, PRECISION))
 
 
 @triton.jit
-def kept(i, j, K: tl.constexpr, scale):
-    """Where among the F features the product of elements i and j is kept, K being the 1, and its weight there."""
-    low, high = tl.minimum(i, j), tl.maximum(i, j)
-    pair = 1 + K + low * K - low * (low - 1) // 2 + high - low
-    place = tl.where(high < K, pair, tl.where(low < K, 1 + low, 0))
-    quadratic = tl.where(low == high, scale * 0.7071067811865476, scale)
-    return place, tl.where(high < K, quadratic, tl.where(low < K, tl.sqrt(scale), 1.0))
+def _sums_of_weights(z_ptr, d, K: tl.constexpr):
+    """z1 [BK] and z2 [BK, BK]."""
+    inside = (d < K)[:, None] & (d < K)[None, :]
+    z2 = tl.load(z_ptr + place(d[:, None], d[None, :], K), mask=inside, other=0.0)
+    return tl.load(z_ptr + 1 + d, mask=d < K, other=0.0), z2
 
 
 @triton.jit
-def load_sums(
-    S_ptr, first_S_ptr, sequence, lo, hi, segments, base, v, F, V, scale,
-    K: tl.constexpr, BK: tl.constexpr, FEW: tl.constexpr, GROUPS: tl.constexpr, HAS_FIRST: tl.constexpr,
+def _through(x, z2, PRECISION: tl.constexpr):
+    """x z2 [C, BK] in the precision of z2, since all of a denominator hangs on it."""
+    return tl.dot(x.to(tl.float32), z2, input_precision="tf32" if PRECISION == "ieee" else PRECISION)
+
+
+@triton.jit
+def sum_chunk(
+    x_ptr, u_ptr, e_ptr, S_ptr, z_ptr, H, N, V, F, span, xb, xh, xn, ub, uh, un,
+    K: tl.constexpr, BK: tl.constexpr, BX: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, FEW: tl.constexpr,
+    GROUPS: tl.constexpr, HAS_E: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """S1 and S2 of the values v of what came first and of the segments lo .. hi - 1; of z, as one value, Z1 and Z2."""
-    d, f, one = tl.arange(0, BX), tl.arange(0, FEW * BK), tl.full([BX], K, tl.int32)
-    S1 = _load(S_ptr, first_S_ptr, sequence, lo, hi, segments, d, one, v, F, V, scale, K, HAS_FIRST)
-    S2 = ()
-    for g in tl.static_range(GROUPS):
-        i, j = base + g * FEW + f // BK, f % BK
-        S2 += (_load(S_ptr, first_S_ptr, sequence, lo, hi, segments, i, j, v, F, V, scale, K, HAS_FIRST),)
-    return S1, S2
+    """Sums over one chunk of `span` writers x with u and e, by default 1: of one group of products, or S0 and S1."""
+    sequence, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    group, v = tl.program_id(2) % (GROUPS + 1), tl.program_id(2) // (GROUPS + 1) * BV + tl.arange(0, BV)
+    c, d, wide, column = tl.arange(0, C), tl.arange(0, BK), tl.arange(0, BX), tl.arange(0, 16)
+    x_ptr += sequence // H * xb + sequence % H * xh
+    u_ptr += sequence // H * ub + sequence % H * uh
+    S_ptr += (sequence * tl.num_programs(1) + chunk) * F * V
+    z_ptr += (sequence * tl.num_programs(1) + chunk) * F
+    first, last = chunk * span, tl.minimum((chunk + 1) * span, N)
+    with_z = tl.program_id(2) <= GROUPS
+    if group < GROUPS:
+        f = tl.arange(0, FEW * BK)
+        S2, z2 = tl.zeros([FEW * BK, BV], tl.float32), tl.zeros([FEW * BK, 16], tl.float32)
+        for start in range(first, last, C):
+            n = start + c
+            inside = n < N
+            few = rows(x_ptr, n, inside, xn, group * FEW + tl.arange(0, FEW), K)
+            phi = products(few, rows(x_ptr, n, inside, xn, d, K)).T
+            e = inside.to(tl.float32)
+            if HAS_E:
+                e = tl.load(e_ptr + sequence * N + n, mask=inside, other=0.0)
+            S2 = tl.dot(phi, rows(u_ptr, n, inside, un, v, V), S2, input_precision=PRECISION)
+            z2 = tl.dot(phi, tl.where(column == 0, e[:, None], 0.0).to(phi.dtype), z2, input_precision=PRECISION)
+        i, j = group * FEW + f // BK, f % BK
+        at, once = place(i, j, K), (i <= j) & (j < K)
+        _keep(S_ptr, z_ptr, S2, z2, at, once, v, V, with_z)
+    else:
+        S1, z1 = tl.zeros([BX, BV], tl.float32), tl.zeros([BX, 16], tl.float32)
+        for start in range(first, last, C):
+            n = start + c
+            inside = n < N
+            x = rows(x_ptr, n, inside, xn, wide, K)
+            x1 = tl.where(inside[:, None] & (wide == K)[None, :], 1.0, x).to(x.dtype).T
+            e = inside.to(tl.float32)
+            if HAS_E:
+                e = tl.load(e_ptr + sequence * N + n, mask=inside, other=0.0)
+            S1 = tl.dot(x1, rows(u_ptr, n, inside, un, v, V), S1, input_precision=PRECISION)
+            z1 = tl.dot(x1, tl.where(column == 0, e[:, None], 0.0).to(x1.dtype), z1, input_precision=PRECISION)
+        _keep(S_ptr, z_ptr, S1, z1, place(wide, tl.full([BX], K, tl.int32), K), wide <= K, v, V, with_z)
 
 
 @triton.jit
-def _load(
-    S_ptr, first_S_ptr, sequence, lo, hi, segments, i, j, v, F, V, scale, K: tl.constexpr, HAS_FIRST: tl.constexpr
-):
-    """The sums for the products of i and j, which are two elements, or one and the 1: [.., BV]."""
-    place, weight = kept(i, j, K, scale)
-    at, there = place[:, None] * V + v[None, :], ((i <= K) & (j <= K))[:, None] & (v < V)[None, :]
-    S = tl.zeros([i.shape[0], v.shape[0]], tl.float32)
+def _keep(S_ptr, z_ptr, S, z, at, once, v, V, with_z):
+    """Write the sums S, and those of e in the first column of z, each where it is `once`."""
+    S = S.to(S_ptr.dtype.element_ty)
+    tl.store(S_ptr + at[:, None] * V + v[None, :], S, mask=once[:, None] & (v < V)[None, :])
+    tl.store(z_ptr + at, tl.sum(z, 1), mask=once & with_z)
+
+
+@triton.jit
+def scan_chunks(
+    sum_ptr, first_ptr, last_ptr, weight_ptr, chunks, F, V,
+    T: tl.constexpr, SIZE: tl.constexpr, HAS_FIRST: tl.constexpr, HAS_LAST: tl.constexpr, REVERSE: tl.constexpr,
+):  # fmt: skip
+    """The sums of each chunk become those of all chunks before it, or after it, T chunks at a time.
+
+    What came before the first, and goes on after the last, is a state, [F, V] with weights.
+    """
+    sequence = tl.program_id(0).to(tl.int64)
+    element = tl.program_id(1) * SIZE + tl.arange(0, SIZE)
+    inside = element < F * V
+    weight = tl.load(weight_ptr + element // V, mask=inside, other=1.0)
+    total = tl.zeros([SIZE], tl.float32)
     if HAS_FIRST:
-        S += tl.load(first_S_ptr + sequence * F * V + at, mask=there, other=0.0).to(tl.float32)
-    for segment in range(lo, hi):
-        S += tl.load(S_ptr + (sequence * segments + segment) * F * V + at, mask=there, other=0.0)
-    return S / weight[:, None]
-
-
-@triton.jit
-def store_sums(
-    S_ptr, row, S1, S2, base, v, wanted, first_part, F, V, scale,
-    K: tl.constexpr, BK: tl.constexpr, FEW: tl.constexpr, GROUPS: tl.constexpr,
-):  # fmt: skip
-    """As they are kept, where they are `wanted`; S1 by the `first_part` of the features."""
-    d, f, one = tl.arange(0, BX), tl.arange(0, FEW * BK), tl.full([BX], K, tl.int32)
-    S_ptr += row * F * V
-    _store(S_ptr, S1, d, one, (d <= K) & first_part & wanted, v, V, scale, K)
-    for g in tl.static_range(GROUPS):
-        i, j = base + g * FEW + f // BK, f % BK
-        _store(S_ptr, S2[g], i, j, (i <= j) & (j < K) & wanted, v, V, scale, K)
-
-
-@triton.jit
-def _store(S_ptr, S, i, j, once, v, V, scale, K: tl.constexpr):
-    """The sums for the products of i and j, each where it is `once`."""
-    place, weight = kept(i, j, K, scale)
-    at = S_ptr + place[:, None] * V + v[None, :]
-    tl.store(at, (S * weight[:, None]).to(S_ptr.dtype.element_ty), mask=once[:, None] & (v < V)[None, :])
+        total += tl.load(first_ptr + sequence * F * V + element, mask=inside, other=0.0).to(tl.float32) / weight
+    for first in range(0, chunks, T):
+        turn = first + tl.arange(0, T)
+        chunk = chunks - 1 - turn if REVERSE else turn
+        at = sum_ptr + (sequence * chunks + chunk)[:, None] * F * V + element[None, :]
+        there = (turn < chunks)[:, None] & inside[None, :]
+        new = tl.load(at, mask=there, other=0.0).to(tl.float32)
+        before = total[None, :] + tl.cumsum(new, 0) - new
+        tl.store(at, before.to(sum_ptr.dtype.element_ty), mask=there)
+        total += tl.sum(new, 0)
+    if HAS_LAST:
+        at = last_ptr + sequence * F * V + element
+        tl.store(at, (total * weight).to(last_ptr.dtype.element_ty), mask=inside)
 
 
 def check(q: Tensor, k: Tensor, v: Tensor, S: Tensor | None, z: Tensor | None) -> None:

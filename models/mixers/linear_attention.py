@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kernels.backend import takes_triton
 from kernels.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
-from kernels.taylor_attention import serves, taylor_attention, taylor_attention_step
+from kernels.taylor_attention import serves, taylor_attention, taylor_attention_step, taylor_outputs
 from models.feature_maps import build_feature_map
 from models.mixer import Mixer, accumulation_dtype
 from models.projections import project
@@ -51,7 +51,7 @@ class LinearAttention(Mixer):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self._project(x)
         if self.is_taylor and serves(q, k, v, None):
-            return self.join(taylor_attention(q, k, v)[0])
+            return self.join(taylor_outputs(q, k, v))
         y, z, _ = linear_attention(q, k, v, self.phi, self.phi.similarity, sums=self.phi.positive)
         return self.join(self._normalised(y, z))
 

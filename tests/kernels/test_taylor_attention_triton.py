@@ -5,9 +5,9 @@ import os
 import pytest
 import torch
 
-from kernels import taylor_attention_triton
 from kernels.linear_attention import LinearAttentionState
-from kernels.taylor_attention import taylor_attention, taylor_attention_step
+from kernels.taylor_attention import taylor_attention, taylor_attention_step, taylor_outputs
+from kernels.taylor_attention_triton import CHUNK, TILE
 from kernels.taylor_features import features
 
 CUDA = torch.cuda.is_available()
@@ -17,11 +17,10 @@ if not CUDA and os.environ.get("TRITON_INTERPRET") != "1":
 DEVICE = "cuda" if CUDA else "cpu"
 HALF = torch.bfloat16 if CUDA else torch.float16  # the interpreter multiplies the bits of bfloat16 as integers
 TOLERANCE = {torch.float32: 1e-5, HALF: 1e-2}
-CHUNK = max(taylor_attention_triton.CHUNK.values())
 SHAPES = [(1, 1, 1, 8, 128), (2, 1, CHUNK + 1, 16, 32), (1, 2, 2 * CHUNK, 4, 48), (1, 1, CHUNK + 7, 32, 32)]
 """B, H, N, K, V: less than a chunk, one and a bit, two; the features in one part and in several."""
 LARGE = [
-    (1, 2, 16385, 16, 64),
+    (1, 1, 16385, 16, 64),
     (4, 16, 2048, 16, 64),
     (2, 3, 1000, 24, 64),
     (2, 3, 777, 24, 128),
@@ -90,10 +89,25 @@ def test_the_reference_is_the_definition(N):
     check(reference, results(by_definition, tensors), 1e-5)  # but for EPS
 
 
-def test_without_a_state_it_starts_from_none():
-    q, k, v, S, z = (t.detach() for t in inputs(1, 2, CHUNK + 3, 8, 16, torch.float32))
+@pytest.mark.parametrize("N", [TILE + 3, CHUNK + 3])
+def test_without_a_state_it_starts_from_none(N):
+    """And where no state is wanted either, which up to a chunk needs none of the sums."""
+    tensors = inputs(1, 2, N, 8, 16, torch.float32)
+    q, k, v, S, z = tensors
     y, state = taylor_attention(q, k, v, backend="triton")
-    check((y, *state), by_definition(*(t.double() for t in (q, k, v, 0 * S, 0 * z))), 1e-5)
+    nothing = [0 * t.detach().double() for t in (S, z)]
+    check((y, *state), by_definition(*(t.detach().double() for t in (q, k, v)), *nothing), 1e-5)
+
+    def outputs(q, k, v):
+        return (taylor_outputs(q, k, v, backend="triton"),)
+
+    def expected(q, k, v):
+        return by_definition(q, k, v, *nothing)[:1]
+
+    exact = results(expected, [t.detach().double().requires_grad_() for t in (q, k, v)])
+    for name, a, e in zip(("y", "dq", "dk", "dv"), results(outputs, [q, k, v]), exact, strict=True):
+        distance = ((a.double() - e).norm() / e.norm()).item()
+        assert distance < 1e-5, f"{name} is off by {distance:.1e} of its norm"
 
 
 @pytest.mark.parametrize(
