@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kernels.linear_attention import LinearAttentionState
 from kernels.taylor_features import feature_count
-from kernels.taylor_sums_triton import by_rows, ceil, check, gradient, read, rows, scan_chunks, sum_chunk
+from kernels.taylor_sums_triton import by_rows, ceil, check, gradient, read, rows, scan_chunks, small_sums, sum_chunk
 from kernels.taylor_step_triton import factors
 
 CHUNK = 256
@@ -31,6 +31,9 @@ CHUNK = 256
 TILE = 64
 """Positions a tile, C: as many rows as a group of four warps multiplies at once."""
 
+PROGRAMS = 1024
+"""What does not change from tile to tile of a chunk is read once for several, as long as so many programs are left."""
+
 PRODUCTS = 64
 """Of two elements, as many as make a group, which are in registers together."""
 
@@ -38,38 +41,49 @@ PRODUCTS = 64
 @triton.jit
 def _outputs(
     q_ptr, k_ptr, v_ptr, S_ptr, z_ptr, y_ptr, den_ptr,
-    H, N, V, F, span, chunks, qb, qh, qn, kb, kh, kn, vb, vh, vn, scale, eps,
+    H, N, V, F, span, chunks, tiles, qb, qh, qn, kb, kh, kn, vb, vh, vn, scale, eps,
     K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, FEW: tl.constexpr, GROUPS: tl.constexpr,
     HAS_PAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Outputs of a tile of queries, and the sums of similarities that they are divided by."""
+    """Outputs of some `tiles` of queries of one chunk, and the sums of similarities that they are divided by."""
     sequence = tl.program_id(1).to(tl.int64)
     v, c, d = tl.program_id(2) * BV + tl.arange(0, BV), tl.arange(0, C), tl.arange(0, BK)
     b, h = sequence // H, sequence % H
     q_ptr += b * qb + h * qh
     k_ptr += b * kb + h * kh
     v_ptr += b * vb + h * vh
-    start = tl.program_id(0) * C
-    n = start + c
-    inside = n < N
-    chunk = start // span
-    q = rows(q_ptr, n, inside, qn, d, K)
-    num, den = tl.zeros([C, BV], tl.float32), tl.zeros([C], tl.float32)
+    y_ptr += sequence * N * V
+    den_ptr += sequence * N
+    begin = tl.program_id(0) * tiles * C
+    chunk = begin // span
     if HAS_PAST:
         S_ptr += (sequence * chunks + chunk) * F * V
         z_ptr += (sequence * chunks + chunk) * F
-        num, den = read(q_ptr, n, inside, qn, q, S_ptr, z_ptr, v, V, scale, K, BK, FEW, GROUPS, PRECISION)
-    for first in range(chunk * span, start + C, C):
-        m = first + c
-        k, u = rows(k_ptr, m, m < N, kn, d, K), rows(v_ptr, m, m < N, vn, v, V)
-        s = scale * tl.dot(q, k.T, input_precision=PRECISION)
-        w = tl.where(n[:, None] >= m[None, :], 1 + s + 0.5 * s * s, 0.0)
+        S0, S1, z0, z1, z2 = small_sums(S_ptr, z_ptr, v, V, K, BK)
+    for start in range(begin, tl.minimum(begin + tiles * C, N), C):
+        n = start + c
+        inside = n < N
+        q = rows(q_ptr, n, inside, qn, d, K)
+        num, den = tl.zeros([C, BV], tl.float32), tl.zeros([C], tl.float32)
+        if HAS_PAST:
+            num, den = read(
+                q_ptr, n, inside, qn, q, S_ptr, S0, S1, z0, z1, z2, v, V, scale, K, BK, FEW, GROUPS, PRECISION
+            )
+        for first in range(chunk * span, start, C):
+            m, all_of = first + c, tl.full([C], True, tl.int1)
+            k, u = rows(k_ptr, m, all_of, kn, d, K), rows(v_ptr, m, all_of, vn, v, V)
+            s = tl.dot(q, k.T, input_precision=PRECISION)
+            w = 1 + s * (scale + 0.5 * scale * scale * s)
+            num = tl.dot(w.to(q.dtype), u, num, input_precision=PRECISION)
+            den += tl.sum(w, 1)
+        k, u = rows(k_ptr, n, inside, kn, d, K), rows(v_ptr, n, inside, vn, v, V)
+        s = tl.dot(q, k.T, input_precision=PRECISION)
+        w = tl.where(c[:, None] >= c[None, :], 1 + s * (scale + 0.5 * scale * scale * s), 0.0)
         num = tl.dot(w.to(q.dtype), u, num, input_precision=PRECISION)
-        den += tl.sum(w, 1)
-    den += eps
-    tl.store(den_ptr + sequence * N + n, den, mask=inside & (tl.program_id(2) == 0))
-    at = y_ptr + (sequence * N + n)[:, None] * V + v[None, :]
-    tl.store(at, (num * (1 / den)[:, None]).to(y_ptr.dtype.element_ty), mask=inside[:, None] & (v < V)[None, :])
+        den += tl.sum(w, 1) + eps
+        tl.store(den_ptr + n, den, mask=inside & (tl.program_id(2) == 0))
+        at = y_ptr + n[:, None] * V + v[None, :]
+        tl.store(at, (num * (1 / den)[:, None]).to(y_ptr.dtype.element_ty), mask=inside[:, None] & (v < V)[None, :])
 
 
 @triton.jit
@@ -111,7 +125,8 @@ def _queries_backward(
     if HAS_PAST:
         S_ptr += (sequence * chunks + chunk) * F * V
         z_ptr += (sequence * chunks + chunk) * F
-        dq = gradient(q_ptr, n, inside, qn, q, u, e, S_ptr, z_ptr, v, V, scale, K, BK, FEW, GROUPS, PRECISION)
+        _, S1, _, z1, z2 = small_sums(S_ptr, z_ptr, v, V, K, BK)
+        dq = gradient(q_ptr, n, inside, qn, q, u, e, S_ptr, S1, z1, z2, v, V, scale, K, BK, FEW, GROUPS, PRECISION)
     for first in range(chunk * span, start + C, C):
         m = first + c
         k, value = rows(k_ptr, m, m < N, kn, d, K), rows(v_ptr, m, m < N, vn, v, V)
@@ -148,8 +163,13 @@ def _keys_backward(
         R_ptr += (sequence * chunks + chunk) * F * V
         r_ptr += (sequence * chunks + chunk) * F
         ones = inside.to(tl.float32)
-        dv, _ = read(k_ptr, n, inside, kn, k, R_ptr, r_ptr, v, V, scale, K, BK, FEW, GROUPS, PRECISION)
-        dk = gradient(k_ptr, n, inside, kn, k, value, ones, R_ptr, r_ptr, v, V, scale, K, BK, FEW, GROUPS, PRECISION)
+        R0, R1, r0, r1, r2 = small_sums(R_ptr, r_ptr, v, V, K, BK)
+        dv, _ = read(
+            k_ptr, n, inside, kn, k, R_ptr, R0, R1, r0, r1, r2, v, V, scale, K, BK, FEW, GROUPS, PRECISION
+        )
+        dk = gradient(
+            k_ptr, n, inside, kn, k, value, ones, R_ptr, R1, r1, r2, v, V, scale, K, BK, FEW, GROUPS, PRECISION
+        )
     for first in range(start, tl.minimum((chunk + 1) * span, N), C):
         m = first + c
         at = sequence * N + m
@@ -182,14 +202,14 @@ def _sum(x: Tensor, u: Tensor, e: Tensor | None, sums: State, first: State | Non
     _, weight = factors(K, x.device)
     blocks, BV = _blocks(K, x.dtype, 4 * PRODUCTS // x.itemsize), _width(V, 64)
     wide = {"BX": max(64, triton.next_power_of_2(K + 1)), "BV": BV, "HAS_E": e is not None}
-    sum_chunk[(B * H, chunks, (blocks["GROUPS"] + 1) * ceil(V, BV))](
+    sum_chunk[(B * H, chunks, blocks["GROUPS"] * ceil(V, BV))](
         x, u, e, *sums, H, N, V, F, CHUNK, *x.stride()[:3], *u.stride()[:3], **blocks, **wide
     )
-    T = min(16, triton.next_power_of_2(chunks))
+    T, size = min(8, triton.next_power_of_2(chunks)), 512
     for i, width in enumerate((V, 1)):
         given, left = (None if state is None else state[i] for state in (first, last))
-        scan_chunks[(B * H, ceil(F * width, 256))](
-            sums[i], given, left, weight, chunks, F, width, T, 256, given is not None, left is not None, e is not None
+        scan_chunks[(B * H, ceil(F * width, size))](
+            sums[i], given, left, weight, chunks, F, width, T, size, given is not None, left is not None, e is not None
         )
 
 
@@ -207,8 +227,9 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, S: Tensor | None, z: Tensor | No
     with torch.cuda.device_of(q):
         if _has_past(q, first) or final:
             _sum(k, v, None, (sum_S, sum_z), first, (last_S, last_z) if final else None)
-        _outputs[(ceil(N, TILE), B * H, ceil(V, BV))](
-            q, k, v, sum_S, sum_z, y, den, H, N, V, feature_count(K), CHUNK, ceil(N, CHUNK),
+        tiles = _tiles(B * H * ceil(N, TILE) * ceil(V, BV))
+        _outputs[(ceil(N, tiles * TILE), B * H, ceil(V, BV))](
+            q, k, v, sum_S, sum_z, y, den, H, N, V, feature_count(K), CHUNK, ceil(N, CHUNK), tiles,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], K**-0.5, eps,
             BV=BV, HAS_PAST=_has_past(q, first), **_blocks(K, q.dtype),
         )  # fmt: skip
@@ -326,6 +347,14 @@ def _empty_state_gradients(q: Tensor, v: Tensor, S: Tensor | None) -> tuple[Tens
     return q.new_empty(*shape, v.shape[-1], dtype=torch.float32), q.new_empty(shape, dtype=torch.float32)
 
 
+def _tiles(count: int) -> int:
+    """How many of so many tiles a program takes one after the other, a power of two that divides those of a chunk."""
+    tiles = 1
+    while 2 * tiles * TILE <= CHUNK and 2 * tiles * PROGRAMS <= count:
+        tiles *= 2
+    return tiles
+
+
 def _has_past(q: Tensor, first: object | None) -> bool:
     """Whether any chunk has anything before it, or after it."""
     return first is not None or q.shape[2] > CHUNK
@@ -348,5 +377,5 @@ def _blocks(K: int, dtype: torch.dtype, products: int = PRODUCTS) -> dict[str, A
         "GROUPS": ceil(K, few),
         "PRECISION": "tf32x3" if dtype == torch.float32 else "ieee",
         "num_warps": 4,
-        "num_stages": 2,
+        "num_stages": 3,
     }

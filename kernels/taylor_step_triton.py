@@ -55,6 +55,7 @@ def taylor_step(
         z = tl.load(z_ptr + f, mask=f < F, other=0.0).to(tl.float32) + phi_k
         num += phi_q[:, None] * S
         den += phi_q * z
+        tl.debug_barrier()  # elements may be held by several threads: none writes before all have read
         tl.store(S_ptr + at, S.to(S_ptr.dtype.element_ty), mask=inside)
         tl.store(z_ptr + f, z.to(z_ptr.dtype.element_ty), mask=f < F)
     y = tl.sum(num, 0) / (tl.sum(den, 0) + eps)

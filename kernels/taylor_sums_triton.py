@@ -53,50 +53,48 @@ def sums_of(S_ptr, i, j, v, V, K: tl.constexpr):
 
 
 @triton.jit
+def small_sums(S_ptr, z_ptr, v, V, K: tl.constexpr, BK: tl.constexpr):
+    """All but S2: S0 [BV], S1 [BK, BV], z0, z1 [BK] and z2 [BK, BK]."""
+    d, one = tl.arange(0, BK), tl.full([BK], K, tl.int32)
+    S0 = tl.load(S_ptr + v, mask=v < V, other=0.0).to(tl.float32)
+    z1 = tl.load(z_ptr + 1 + d, mask=d < K, other=0.0)
+    inside = (d < K)[:, None] & (d < K)[None, :]
+    z2 = tl.load(z_ptr + place(d[:, None], d[None, :], K), mask=inside, other=0.0)
+    return S0, sums_of(S_ptr, d, one, v, V, K), tl.load(z_ptr), z1, z2
+
+
+@triton.jit
 def read(
-    x_ptr, n, inside, stride, x, S_ptr, z_ptr, v, V, scale,
+    x_ptr, n, inside, stride, x, S_ptr, S0, S1, z0, z1, z2, v, V, scale,
     K: tl.constexpr, BK: tl.constexpr, FEW: tl.constexpr, GROUPS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The sums of w u [C, BV] and of w e [C] that readers x [C, BK] find."""
-    d, f, one = tl.arange(0, BK), tl.arange(0, FEW * BK), tl.full([BK], K, tl.int32)
+    f = tl.arange(0, FEW * BK)
     num = tl.zeros([x.shape[0], v.shape[0]], tl.float32)
     for g in range(GROUPS):
         few = rows(x_ptr, n, inside, stride, g * FEW + tl.arange(0, FEW), K)
         S2 = sums_of(S_ptr, g * FEW + f // BK, f % BK, v, V, K).to(x.dtype)
         num = tl.dot(products(few, x), S2, num, input_precision=PRECISION)
-    S0 = tl.load(S_ptr + v, mask=v < V, other=0.0).to(tl.float32)
-    S1 = sums_of(S_ptr, d, one, v, V, K).to(x.dtype)
-    num = S0[None, :] + scale * (tl.dot(x, S1, input_precision=PRECISION) + 0.5 * scale * num)
-    z1, z2 = _sums_of_weights(z_ptr, d, K)
+    num = S0[None, :] + scale * (tl.dot(x, S1.to(x.dtype), input_precision=PRECISION) + 0.5 * scale * num)
     den = scale * x.to(tl.float32) * (z1[None, :] + 0.5 * scale * _through(x, z2, PRECISION))
-    return num, tl.load(z_ptr) + tl.sum(den, 1)
+    return num, z0 + tl.sum(den, 1)
 
 
 @triton.jit
 def gradient(
-    x_ptr, n, inside, stride, x, u, e, S_ptr, z_ptr, v, V, scale,
+    x_ptr, n, inside, stride, x, u, e, S_ptr, S1, z1, z2, v, V, scale,
     K: tl.constexpr, BK: tl.constexpr, FEW: tl.constexpr, GROUPS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What u [C, BV] times the sum of w u, and e [C] times that of w e, give to the readers: [C, BK]."""
-    d, f, one = tl.arange(0, BK), tl.arange(0, FEW * BK), tl.full([BK], K, tl.int32)
+    f = tl.arange(0, FEW * BK)
     dx = tl.zeros([x.shape[0], BK], tl.float32)
     for g in range(GROUPS):
         few = rows(x_ptr, n, inside, stride, g * FEW + tl.arange(0, FEW), K).to(tl.float32)
         S2 = sums_of(S_ptr, g * FEW + f // BK, f % BK, v, V, K).to(x.dtype)
         each = tl.reshape(tl.dot(u, S2.T, input_precision=PRECISION), (x.shape[0], FEW, BK))
         dx += tl.sum(each * few[:, :, None], 1)  # half of it twice, as S2 is symmetric
-    S1 = sums_of(S_ptr, d, one, v, V, K).to(x.dtype)
-    dx = scale * (tl.dot(u, S1.T, input_precision=PRECISION) + scale * dx)
-    z1, z2 = _sums_of_weights(z_ptr, d, K)
+    dx = scale * (tl.dot(u, S1.to(x.dtype).T, input_precision=PRECISION) + scale * dx)
     return dx + scale * e[:, None] * (z1[None, :] + scale * _through(x, z2, PRECISION))
-
-
-@triton.jit
-def _sums_of_weights(z_ptr, d, K: tl.constexpr):
-    """z1 [BK] and z2 [BK, BK]."""
-    inside = (d < K)[:, None] & (d < K)[None, :]
-    z2 = tl.load(z_ptr + place(d[:, None], d[None, :], K), mask=inside, other=0.0)
-    return tl.load(z_ptr + 1 + d, mask=d < K, other=0.0), z2
 
 
 @triton.jit
@@ -111,44 +109,56 @@ def sum_chunk(
     K: tl.constexpr, BK: tl.constexpr, BX: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, FEW: tl.constexpr,
     GROUPS: tl.constexpr, HAS_E: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Sums over one chunk of `span` writers x with u and e, by default 1: of one group of products, or S0 and S1."""
+    """Sums over one chunk of `span` writers x with u and e, by default 1: of one group of products."""
     sequence, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    group, v = tl.program_id(2) % (GROUPS + 1), tl.program_id(2) // (GROUPS + 1) * BV + tl.arange(0, BV)
-    c, d, wide, column = tl.arange(0, C), tl.arange(0, BK), tl.arange(0, BX), tl.arange(0, 16)
+    group, v = tl.program_id(2) % GROUPS, tl.program_id(2) // GROUPS * BV + tl.arange(0, BV)
     x_ptr += sequence // H * xb + sequence % H * xh
     u_ptr += sequence // H * ub + sequence % H * uh
+    if HAS_E:
+        e_ptr += sequence * N
     S_ptr += (sequence * tl.num_programs(1) + chunk) * F * V
     z_ptr += (sequence * tl.num_programs(1) + chunk) * F
-    first, last = chunk * span, tl.minimum((chunk + 1) * span, N)
-    with_z = tl.program_id(2) <= GROUPS
-    if group < GROUPS:
-        f = tl.arange(0, FEW * BK)
-        S2, z2 = tl.zeros([FEW * BK, BV], tl.float32), tl.zeros([FEW * BK, 16], tl.float32)
-        for start in range(first, last, C):
-            n = start + c
-            inside = n < N
-            few = rows(x_ptr, n, inside, xn, group * FEW + tl.arange(0, FEW), K)
-            phi = products(few, rows(x_ptr, n, inside, xn, d, K)).T
-            e = inside.to(tl.float32)
-            if HAS_E:
-                e = tl.load(e_ptr + sequence * N + n, mask=inside, other=0.0)
-            S2 = tl.dot(phi, rows(u_ptr, n, inside, un, v, V), S2, input_precision=PRECISION)
-            z2 = tl.dot(phi, tl.where(column == 0, e[:, None], 0.0).to(phi.dtype), z2, input_precision=PRECISION)
-        i, j = group * FEW + f // BK, f % BK
-        at, once = place(i, j, K), (i <= j) & (j < K)
-        _keep(S_ptr, z_ptr, S2, z2, at, once, v, V, with_z)
+    first, last, with_z = chunk * span, tl.minimum((chunk + 1) * span, N), tl.program_id(2) < GROUPS
+    if group == 0:  # which sums for S0 and S1, too
+        _sum_group(
+            x_ptr, u_ptr, e_ptr, S_ptr, z_ptr, first, last, group, with_z, v, N, V, xn, un,
+            K, BK, BX, BV, C, FEW, True, HAS_E, PRECISION,
+        )  # fmt: skip
     else:
-        S1, z1 = tl.zeros([BX, BV], tl.float32), tl.zeros([BX, 16], tl.float32)
-        for start in range(first, last, C):
-            n = start + c
-            inside = n < N
+        _sum_group(
+            x_ptr, u_ptr, e_ptr, S_ptr, z_ptr, first, last, group, with_z, v, N, V, xn, un,
+            K, BK, BX, BV, C, FEW, False, HAS_E, PRECISION,
+        )  # fmt: skip
+
+
+@triton.jit
+def _sum_group(
+    x_ptr, u_ptr, e_ptr, S_ptr, z_ptr, first, last, group, with_z, v, N, V, xn, un,
+    K: tl.constexpr, BK: tl.constexpr, BX: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, FEW: tl.constexpr,
+    LINEAR: tl.constexpr, HAS_E: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A product takes 64 rows or more, so that those of x and the 1 are BX wide, zeros at the end; z is 16 wide."""
+    f, d, wide, column = tl.arange(0, FEW * BK), tl.arange(0, BK), tl.arange(0, BX), tl.arange(0, 16)
+    S2, z2 = tl.zeros([FEW * BK, BV], tl.float32), tl.zeros([FEW * BK, 16], tl.float32)
+    S1, z1 = tl.zeros([BX, BV], tl.float32), tl.zeros([BX, 16], tl.float32)
+    for start in range(first, last, C):
+        n = start + tl.arange(0, C)
+        inside = n < N
+        few = rows(x_ptr, n, inside, xn, group * FEW + tl.arange(0, FEW), K)
+        phi = products(few, rows(x_ptr, n, inside, xn, d, K)).T
+        u = rows(u_ptr, n, inside, un, v, V)
+        e = inside.to(tl.float32)
+        if HAS_E:
+            e = tl.load(e_ptr + n, mask=inside, other=0.0)
+        e = tl.where(column == 0, e[:, None], 0.0).to(phi.dtype)
+        S2, z2 = tl.dot(phi, u, S2, input_precision=PRECISION), tl.dot(phi, e, z2, input_precision=PRECISION)
+        if LINEAR:
             x = rows(x_ptr, n, inside, xn, wide, K)
-            x1 = tl.where(inside[:, None] & (wide == K)[None, :], 1.0, x).to(x.dtype).T
-            e = inside.to(tl.float32)
-            if HAS_E:
-                e = tl.load(e_ptr + sequence * N + n, mask=inside, other=0.0)
-            S1 = tl.dot(x1, rows(u_ptr, n, inside, un, v, V), S1, input_precision=PRECISION)
-            z1 = tl.dot(x1, tl.where(column == 0, e[:, None], 0.0).to(x1.dtype), z1, input_precision=PRECISION)
+            x1 = tl.where(inside[:, None] & (wide == K)[None, :], 1.0, x).to(phi.dtype).T
+            S1, z1 = tl.dot(x1, u, S1, input_precision=PRECISION), tl.dot(x1, e, z1, input_precision=PRECISION)
+    i, j = group * FEW + f // BK, f % BK
+    _keep(S_ptr, z_ptr, S2, z2, place(i, j, K), (i <= j) & (j < K), v, V, with_z)
+    if LINEAR:
         _keep(S_ptr, z_ptr, S1, z1, place(wide, tl.full([BX], K, tl.int32), K), wide <= K, v, V, with_z)
 
 
@@ -165,9 +175,10 @@ def scan_chunks(
     sum_ptr, first_ptr, last_ptr, weight_ptr, chunks, F, V,
     T: tl.constexpr, SIZE: tl.constexpr, HAS_FIRST: tl.constexpr, HAS_LAST: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """The sums of each chunk become those of all chunks before it, or after it, T chunks at a time.
+    """The sums of each chunk become those of all chunks before it, or after it.
 
-    What came before the first, and goes on after the last, is a state, [F, V] with weights.
+    What came before the first, and goes on after the last, is a state, [F, V] with weights. T chunks are under way from
+    memory at a time.
     """
     sequence = tl.program_id(0).to(tl.int64)
     element = tl.program_id(1) * SIZE + tl.arange(0, SIZE)
@@ -176,15 +187,18 @@ def scan_chunks(
     total = tl.zeros([SIZE], tl.float32)
     if HAS_FIRST:
         total += tl.load(first_ptr + sequence * F * V + element, mask=inside, other=0.0).to(tl.float32) / weight
+    sum_ptr += sequence * chunks * F * V
     for first in range(0, chunks, T):
-        turn = first + tl.arange(0, T)
-        chunk = chunks - 1 - turn if REVERSE else turn
-        at = sum_ptr + (sequence * chunks + chunk)[:, None] * F * V + element[None, :]
-        there = (turn < chunks)[:, None] & inside[None, :]
-        new = tl.load(at, mask=there, other=0.0).to(tl.float32)
-        before = total[None, :] + tl.cumsum(new, 0) - new
-        tl.store(at, before.to(sum_ptr.dtype.element_ty), mask=there)
-        total += tl.sum(new, 0)
+        new = ()
+        for t in tl.static_range(T):
+            chunk = chunks - 1 - first - t if REVERSE else first + t
+            there = inside & (first + t < chunks)
+            new += (tl.load(sum_ptr + chunk * F * V + element, mask=there, other=0.0),)
+        for t in tl.static_range(T):
+            chunk = chunks - 1 - first - t if REVERSE else first + t
+            there = inside & (first + t < chunks)
+            tl.store(sum_ptr + chunk * F * V + element, total.to(sum_ptr.dtype.element_ty), mask=there)
+            total += new[t].to(tl.float32)
     if HAS_LAST:
         at = last_ptr + sequence * F * V + element
         tl.store(at, (total * weight).to(last_ptr.dtype.element_ty), mask=inside)
