@@ -13,6 +13,8 @@ Logits pass through memory five times forward, as the softmax reads them twice, 
 and four times backward: 2 R V bytes each in bfloat16. No more than `CHUNK_BYTES` of them are there at once.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 import triton
@@ -24,7 +26,10 @@ CHUNK_BYTES = 2**29
 
 ALIGNED = 64
 """Tokens are made up to a multiple of so many, with weights of 0, so that rows of logits start at whole cache lines:
-the library's products are several times slower where they do not."""
+matrix products and whole loads of 16 bytes need it."""
+
+WHOLE_ROWS: dict[str, Any] = {"BV": 8192, "num_warps": 16}
+PARTS_OF_ROWS: dict[str, Any] = {"BV": 2048, "num_warps": 4}
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -46,11 +51,12 @@ def _softmax(
     best = tl.full([], 0, tl.int32)
     for first in range(0, V, BV):
         v = first + tl.arange(0, BV)
-        z = tl.load(row + v, mask=v < V, other=-float("inf")).to(tl.float32) * LOG2E
+        z = tl.load(row + v, mask=v < width, other=0.0).to(tl.float32)  # a mask by V would part the threads' 16 bytes
+        z = tl.where(v < V, z * LOG2E, -float("inf"))
+        here = tl.max(z, 0)
         if ANSWER:
-            here, at = tl.max(z, 0, return_indices=True)
-            best = tl.where(here > high, first + at, best)
-        higher = tl.maximum(high, tl.max(z, 0))
+            best = tl.where(here > high, first + tl.argmax(z, 0), best)
+        higher = tl.maximum(high, here)
         total = total * tl.exp2(high - higher) + tl.sum(tl.exp2(z - higher), 0)
         high = higher
     lse = high + tl.log2(total)
@@ -61,9 +67,8 @@ def _softmax(
         tl.store(lse_ptr + r, lse)
         for first in range(0, width, BV):
             v = first + tl.arange(0, BV)
-            z = tl.load(row + v, mask=v < V, other=-float("inf")).to(tl.float32) * LOG2E
-            p = tl.exp2(z - lse)
-            dz = tl.where(asked, tl.where(v == target, p - 1, p), 0.0)
+            p = tl.exp2(tl.load(row + v, mask=v < width, other=0.0).to(tl.float32) * LOG2E - lse)
+            dz = tl.where(asked & (v < V), tl.where(v == target, p - 1, p), 0.0)
             tl.store(row + v, dz.to(z_ptr.dtype.element_ty), mask=v < width)
 
 
@@ -103,7 +108,7 @@ def _forward(x: Tensor, weight: Tensor, targets: Tensor, *, gradient: bool) -> t
         z = torch.mm(x[c], weight.T, out=logits[: c.stop - start])
         out = (loss[c], lse[c], answer[c])
         want = {"GRADIENT": gradient, "ANSWER": not gradient}
-        _softmax[(len(z),)](z, targets[c], *out, V, z.shape[1], **want, BV=8192, num_warps=16)
+        _softmax[(len(z),)](z, targets[c], *out, V, z.shape[1], **want, **WHOLE_ROWS)
         if gradient:
             torch.mm(z, weight, out=dx[c])
     return loss, lse, dx, answer
@@ -127,7 +132,8 @@ def _chunks_weight_gradient(x: Tensor, weight: Tensor, targets: Tensor, lse: Ten
         c = slice(start, min(start + tokens, len(weight)))
         width = c.stop - start
         z = torch.mm(x, weight[c].T, out=logits[: R * width].view(R, width))
-        _logit_gradient[(R, triton.cdiv(width, 2048))](z, targets, lse, dloss, start, width, BV=2048, num_warps=4)
+        programs = (R, triton.cdiv(width, PARTS_OF_ROWS["BV"]))
+        _logit_gradient[programs](z, targets, lse, dloss, start, width, **PARTS_OF_ROWS)
         _wide_product(z.T, x, out=dw[c])
     return dw[:V]
 
