@@ -21,8 +21,8 @@ def _rotations(position: Tensor, half: int, base: float, dtype: torch.dtype) -> 
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
-# An operation of its own, since the compiler computes anew in every kernel what it can see into. Of equal calls, those of
-# all layers, it keeps one.
+# An operation of its own, since the compiler computes anew in every kernel what it can see into. Where gradients are
+# wanted it keeps one of equal calls, for all layers and for their backward passes.
 _table = torch.library.custom_op("recallbench::rotations", _rotations, mutates_args=())
 
 
