@@ -43,7 +43,7 @@ def _softmax(
     """The loss of a row of logits, V of its `width`, which with GRADIENT become its gradient; logarithms to base 2."""
     r = tl.program_id(0)
     row = z_ptr + r.to(tl.int64) * width
-    target = tl.load(target_ptr + r)
+    target = tl.load(target_ptr + r).to(tl.int32)
     asked = target >= 0
     own = tl.load(row + tl.where(asked, target, 0)).to(tl.float32)  # here, before any thread writes to the row
     high = tl.full([], -float("inf"), tl.float32)
@@ -82,7 +82,7 @@ def _logit_gradient(
     r = tl.program_id(0)
     v = tl.program_id(1) * BV + tl.arange(0, BV)
     at = z_ptr + r.to(tl.int64) * width + v
-    target, lse, dloss = tl.load(target_ptr + r), tl.load(lse_ptr + r), tl.load(dloss_ptr + r)
+    target, lse, dloss = tl.load(target_ptr + r).to(tl.int32), tl.load(lse_ptr + r), tl.load(dloss_ptr + r)
     p = tl.exp2(tl.load(at, mask=v < width, other=0.0).to(tl.float32) * LOG2E - lse)
     dz = tl.where(target >= 0, tl.where(start + v == target, p - 1, p) * dloss, 0.0)
     tl.store(at, dz.to(z_ptr.dtype.element_ty), mask=v < width)

@@ -138,14 +138,15 @@ def test_compiled_and_for_members_it_is_the_same(form):
     torch.testing.assert_close([t[0] for t in together], list(alone))
 
 
-@pytest.mark.skipif(not CUDA, reason="the public functions take the kernels on a GPU alone")
 @pytest.mark.parametrize("width", [64, 1024])
 def test_public_functions_of_any_width_under_autocast(width):
     x, weight, targets = operands(40, width, 500, torch.float32)
-    _, _, exact = exactly(x.bfloat16(), weight.bfloat16(), targets)
-    with torch.autocast("cuda", torch.bfloat16):
-        losses = linear_cross_entropy(x.view(5, 8, width), weight, targets.view(5, 8))
-        again, _ = linear_answers(x.view(5, 8, width), weight, targets.view(5, 8))
+    _, _, exact = exactly(x.to(HALF), weight.to(HALF), targets)
+    arguments = (x.view(5, 8, width), weight, targets.view(5, 8), "triton")
+    with torch.autocast(DEVICE, HALF):
+        losses = linear_cross_entropy(*arguments)
+        again, answers = linear_answers(*arguments)
     for actual in (losses, again):
         assert (actual.shape, actual.dtype) == ((5, 8), torch.float32)
         close(actual.detach().flatten(), exact.detach(), 1e-2)
+    assert answers.shape == (5, 8)
