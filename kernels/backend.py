@@ -41,8 +41,8 @@ KERNELS = {
     "short_conv_step": Serves({"k": (2, 8)}, contiguous=True),
     "selective_scan": Serves({"S": (1, 256)}, gradient=True),
     "selective_scan_step": Serves({"S": (1, 256)}),
-    "cross_entropy": Serves({"D": (1, 512)}, gradient=True),
-    "cross_entropy_float32": Serves({"D": (1, 256)}, gradient=True),  # rows take twice the room on the chip
+    "cross_entropy": Serves({"D": (1, 256)}, gradient=True),
+    "cross_entropy_chunks": Serves(gradient=True),
 }
 
 INTERPRETED = knobs.runtime.interpret

@@ -2,9 +2,10 @@
 
 The gradient of a row's loss is a softmax-weighted mean of rows of W less the target's, so the forward pass is that of
 attention with queries x and with W as keys and as values (Dao et al. 2022, arXiv 2205.14135): it goes once over W and
-leaves the loss, its logarithm of the sum and the row's gradient, [R, D]. Where rows are few, several programs share a
-pass over W, each a span of tokens, and what they find is merged after. The backward pass scales that gradient, and goes
-once over x for the gradient of W, the logits computed again.
+leaves the loss, its logarithm of the sum and the row's gradient, [R, D]. A program keeps that of its rows in registers,
+which bounds D. Where rows are few, several programs share a pass over W, each a span of tokens, and what they find is
+merged after. The backward pass scales that gradient, and goes once over x for the gradient of W, the logits computed
+again.
 
 With R rows, D features and V tokens: 4 R V D operations forward and 4 R V D backward, of 2 R V D each at least for the
 logits alone; bytes are those of x, W and their gradients, as the R V logits stay on the chip.
@@ -209,8 +210,7 @@ _cross_entropy_forward.register_autograd(_backward, setup_context=_save)
 def fused_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """The losses [R] of `x` [R, D] and `weight` [V, D], by `targets` [R]; a negative one asks for nothing.
 
-    Products are in the dtype of `x`, where D is at most 512, or in float32 256; the gradient of
-    `weight` comes in that of `weight`.
+    Products are in the dtype of `x`, whose D is at most 256; the gradient of `weight` comes in that of `weight`.
     """
     return _cross_entropy_forward(x, weight, targets)[0]
 
@@ -232,7 +232,7 @@ def _blocks(count: int, D: int, dtype: torch.dtype, passed: int, few: int) -> di
     BR = 64 if count > few else 16
     if dtype == torch.float32:  # three tf32 products reach float32, and take twice the memory on the chip
         return {"D": D, "BR": BR, "BV": 32, "BD": BD, "PRECISION": "tf32x3", "num_warps": 8, "num_stages": 2}
-    BV, num_warps, num_stages = (passed, 4, 3) if BD <= 128 else (64 if BD <= 256 else 32, 8, 2)
+    BV, num_warps, num_stages = (passed, 4, 3) if BD <= 128 else (64, 8, 2)
     return {
         "D": D, "BR": BR, "BV": BV, "BD": BD, "PRECISION": "ieee", "num_warps": num_warps, "num_stages": num_stages
     }  # fmt: skip

@@ -125,7 +125,7 @@ class LanguageModel(nn.Module):
         """The cross-entropy of the answer to each question, tokens [B, N], positions and targets [B, Q] -> [B, Q].
 
         Without positions every token of N is a question. It is 0 where nothing is asked (a target of -100). On a GPU
-        the logits are never in memory.
+        the logits are never all in memory.
         """
         return linear_cross_entropy(self._hidden(tokens, positions), self.head_weight, targets)
 

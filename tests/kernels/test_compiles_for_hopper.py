@@ -17,6 +17,7 @@ from triton.runtime.jit import JITFunction
 from kernels import backend
 from kernels.attention import attention_step
 from kernels.based import BasedState, based_step
+from kernels.cross_entropy_chunks_triton import chunked_answers, chunked_cross_entropy
 from kernels.cross_entropy_triton import fused_answers, fused_cross_entropy
 from kernels.linear_attention import LinearAttentionState
 from kernels.selective_scan import selective_scan, selective_scan_step
@@ -106,6 +107,14 @@ def test_cross_entropy(compiled):
     both_ways(lambda *t: (fused_cross_entropy(*t, targets),), [x, weight])
     fused_answers(x, weight, targets)
     assert compiled.keys() == {"_partial", "_merge", "_weight_gradient"}
+
+
+def test_cross_entropy_of_wide_rows(compiled):
+    x, weight = tensors((16, 512), (50257, 512))
+    targets = torch.zeros(16, dtype=torch.int64)
+    both_ways(lambda *t: (chunked_cross_entropy(*t, targets),), [x, weight])
+    chunked_answers(x, weight, targets)
+    assert compiled == {"_softmax": 0, "_logit_gradient": 0}
 
 
 def test_selective_scan(compiled):

@@ -6,7 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from kernels import cross_entropy_chunks_triton
 from kernels.cross_entropy import IGNORED, linear_answers, linear_cross_entropy
+from kernels.cross_entropy_chunks_triton import chunked_answers, chunked_cross_entropy
 from kernels.cross_entropy_triton import fused_answers, fused_cross_entropy
 
 CUDA = torch.cuda.is_available()
@@ -18,6 +20,17 @@ HALF = torch.bfloat16 if CUDA else torch.float16  # the interpreter multiplies t
 TOLERANCE = {torch.float32: 1e-5, HALF: 1e-2}
 SHAPES = [(1, 16, 2), (3, 8, 300), (70, 48, 129), (17, 200, 64)]
 LARGE = [(16384, 128, 8192), (1024, 64, 8192), (2049, 256, 5000), (300, 130, 50257)]
+WIDE = [(2, 300, 9000), (21, 264, 300)]
+WIDE_LARGE = [(4096, 512, 50257), (1000, 1024, 8192)]
+FORMS = {"narrow": (fused_cross_entropy, fused_answers), "wide": (chunked_cross_entropy, chunked_answers)}
+CASES = [("narrow", shape) for shape in SHAPES + LARGE * CUDA]
+CASES += [("wide", shape) for shape in SHAPES + WIDE + WIDE_LARGE * CUDA]
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch):
+    """Several for all but the smallest shapes, of 16 rows of 300 logits where an interpreter runs."""
+    monkeypatch.setattr(cross_entropy_chunks_triton, "CHUNK_BYTES", 2**26 if CUDA else 16 * 320 * 2)
 
 
 def operands(R, D, V, dtype):
@@ -41,10 +54,10 @@ def close(actual, expected, tolerance):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("shape", SHAPES + LARGE * CUDA, ids=str)
-def test_losses_and_gradients(shape, dtype):
+@pytest.mark.parametrize(("form", "shape"), CASES, ids=str)
+def test_losses_and_gradients(form, shape, dtype):
     x, weight, targets = operands(*shape, dtype)
-    losses = fused_cross_entropy(x, weight, targets)
+    losses = FORMS[form][0](x, weight, targets)
     x64, weight64, exact = exactly(x, weight, targets)
     close(losses.detach(), exact.detach(), TOLERANCE[dtype])
     assert (losses[targets == IGNORED] == 0).all()
@@ -57,10 +70,10 @@ def test_losses_and_gradients(shape, dtype):
         assert actual.dtype == of.dtype
 
 
-@pytest.mark.parametrize("shape", SHAPES + LARGE * CUDA, ids=str)
-def test_answers_are_the_largest_logits(shape):
+@pytest.mark.parametrize(("form", "shape"), CASES, ids=str)
+def test_answers_are_the_largest_logits(form, shape):
     x, weight, targets = operands(*shape, torch.float32)
-    losses, answers = fused_answers(x, weight, targets)
+    losses, answers = FORMS[form][1](x, weight, targets)
     _, _, exact = exactly(x, weight, targets)
     close(losses, exact.detach(), TOLERANCE[torch.float32])
     logits = x.detach().double() @ weight.detach().double().T
@@ -68,37 +81,72 @@ def test_answers_are_the_largest_logits(shape):
     torch.testing.assert_close(chosen, logits.max(1).values, rtol=0, atol=1e-4)  # of two that are equal, either
 
 
-def test_the_first_of_equal_logits_is_the_answer():
+@pytest.mark.parametrize("form", FORMS)
+def test_the_first_of_equal_logits_is_the_answer(form):
     weight = torch.ones(300, 16, device=DEVICE)
     weight[7:290:90] = 2
-    _, answers = fused_answers(torch.ones(5, 16, device=DEVICE), weight, torch.zeros(5, dtype=int, device=DEVICE))
+    _, answers = FORMS[form][1](torch.ones(5, 16, device=DEVICE), weight, torch.zeros(5, dtype=int, device=DEVICE))
     assert answers.tolist() == [7] * 5
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_logits_far_apart_stay_finite(dtype):
+@pytest.mark.parametrize("form", FORMS)
+def test_logits_far_apart_stay_finite(form, dtype):
     x, weight, targets = operands(8, 16, 40, dtype)
-    losses = fused_cross_entropy(20 * x, 20 * weight, targets)
+    losses = FORMS[form][0](20 * x, 20 * weight, targets)
     gradients = torch.autograd.grad(losses.sum(), [x, weight])
     assert all(t.isfinite().all() for t in (losses, *gradients))
 
 
-def test_no_row_at_all():
+@pytest.mark.parametrize("form", FORMS)
+def test_no_row_at_all(form):
     x, weight = torch.zeros(0, 16, device=DEVICE, requires_grad=True), torch.ones(9, 16, device=DEVICE)
     weight.requires_grad_()
-    losses = fused_cross_entropy(x, weight, torch.zeros(0, dtype=int, device=DEVICE))
+    losses = FORMS[form][0](x, weight, torch.zeros(0, dtype=int, device=DEVICE))
     assert losses.shape == (0,)
     assert (torch.autograd.grad(losses.sum(), weight)[0] == 0).all()
+    assert all(t.shape == (0,) for t in FORMS[form][1](x, weight, torch.zeros(0, dtype=int, device=DEVICE)))
 
 
-@pytest.mark.skipif(not CUDA, reason="the public functions take the kernels on a GPU alone")
+@pytest.mark.parametrize("form", FORMS)
+def test_any_strides(form):
+    x, weight, targets = operands(20, 16, 70, torch.float32)
+    expected = FORMS[form][0](x, weight, targets)
+    x2, weight2 = (torch.stack([t.detach().T, t.detach().T], -1)[..., 0].T.requires_grad_() for t in (x, weight))
+    losses = FORMS[form][0](x2, weight2, torch.stack([targets, targets], 1)[:, 0])
+    torch.testing.assert_close(losses, expected)
+    for actual, of in zip(
+        torch.autograd.grad(losses.sum(), [x2, weight2]), torch.autograd.grad(expected.sum(), [x, weight]), strict=True
+    ):
+        torch.testing.assert_close(actual, of)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_compiled_and_for_members_it_is_the_same(form):
+    """In one graph, and under vmap with weights of each member's own, whose gradients stay apart."""
+    x, weight, targets = operands(20, 16, 70, torch.float32)
+    call = FORMS[form][0]
+
+    def gradients(call, x, weight):
+        losses = call(x, weight, targets)
+        return losses.detach(), *torch.autograd.grad(losses.square().sum(), [x, weight])
+
+    alone = gradients(call, x, weight)
+    torch.testing.assert_close(gradients(torch.compile(call, fullgraph=True, backend="aot_eager"), x, weight), alone)
+    xs, weights = (torch.stack([t.detach(), -t.detach()]).requires_grad_() for t in (x, weight))
+    together = gradients(torch.func.vmap(call, in_dims=(0, 0, None)), xs, weights)
+    torch.testing.assert_close([t[0] for t in together], list(alone))
+
+
 @pytest.mark.parametrize("width", [64, 1024])
 def test_public_functions_of_any_width_under_autocast(width):
     x, weight, targets = operands(40, width, 500, torch.float32)
-    _, _, exact = exactly(x.bfloat16(), weight.bfloat16(), targets)
-    with torch.autocast("cuda", torch.bfloat16):
-        losses = linear_cross_entropy(x.view(5, 8, width), weight, targets.view(5, 8))
-        again, _ = linear_answers(x.view(5, 8, width), weight, targets.view(5, 8))
+    _, _, exact = exactly(x.to(HALF), weight.to(HALF), targets)
+    arguments = (x.view(5, 8, width), weight, targets.view(5, 8), "triton")
+    with torch.autocast(DEVICE, HALF):
+        losses = linear_cross_entropy(*arguments)
+        again, answers = linear_answers(*arguments)
     for actual in (losses, again):
         assert (actual.shape, actual.dtype) == ((5, 8), torch.float32)
         close(actual.detach().flatten(), exact.detach(), 1e-2)
+    assert answers.shape == (5, 8)
