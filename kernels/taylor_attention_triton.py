@@ -1,13 +1,13 @@
 """Triton kernels for Taylor linear attention: its features are made on the chip and never stored.
 
-A sequence is cut into chunks. One kernel sums phi(k) v^T and phi(k) over each, a second makes of these the sums over all
-chunks before (`kernels/taylor_sums_triton.py`), and a third takes tiles of C queries, which read those sums and, with
-dense scores, the keys of their own chunk. All of it is parallel over tiles, chunks, heads and sequences but the second,
+A sequence is cut into chunks. One kernel sums phi(k) v^T and phi(k) over each, a second makes of these the sums over
+all chunks before (`kernels/taylor_sums_triton.py`), and a third takes tiles of C queries, which read those sums and,
+with dense scores, the keys of their own chunk. All is parallel over tiles, chunks, heads and sequences but the second,
 which only adds. The backward pass finds the sums before a chunk saved, makes the features again, and does the same for
 keys and values in reverse, with sums over the queries that come after.
 
-A token and head take, forward: 4 K (K + 1) V operations for the sums, chunk (K + V) within the chunk; bytes are those of
-q, k, v and y, 2 (2 K + 2 V) in bfloat16, and four times F V / chunk of the sums, in bfloat16 where the inputs are.
+A token and head take, forward: 4 K (K + 1) V operations for the sums, chunk (K + V) within the chunk; bytes are those
+of q, k, v and y, 2 (2 K + 2 V) in bfloat16, and four times F V / chunk of the sums, in bfloat16 where the inputs are.
 """
 
 # Triton has no types for launches, nor for functions of kernels that return several tensors.
@@ -22,11 +22,11 @@ from torch import Tensor
 
 from kernels.linear_attention import LinearAttentionState
 from kernels.taylor_features import feature_count
-from kernels.taylor_sums_triton import by_rows, ceil, check, gradient, read, rows, scan_chunks, small_sums, sum_chunk
 from kernels.taylor_step_triton import factors
+from kernels.taylor_sums_triton import by_rows, ceil, check, gradient, read, rows, scan_chunks, small_sums, sum_chunk
 
 CHUNK = 256
-"""Positions a chunk: with more, tiles take more products with keys; with fewer, there are more sums to write and read."""
+"""Positions a chunk: with more, a tile takes more products with keys; with fewer, there are more sums to move."""
 
 TILE = 64
 """Positions a tile, C: as many rows as a group of four warps multiplies at once."""
@@ -164,9 +164,7 @@ def _keys_backward(
         r_ptr += (sequence * chunks + chunk) * F
         ones = inside.to(tl.float32)
         R0, R1, r0, r1, r2 = small_sums(R_ptr, r_ptr, v, V, K, BK)
-        dv, _ = read(
-            k_ptr, n, inside, kn, k, R_ptr, R0, R1, r0, r1, r2, v, V, scale, K, BK, FEW, GROUPS, PRECISION
-        )
+        dv, _ = read(k_ptr, n, inside, kn, k, R_ptr, R0, R1, r0, r1, r2, v, V, scale, K, BK, FEW, GROUPS, PRECISION)
         dk = gradient(
             k_ptr, n, inside, kn, k, value, ones, R_ptr, R1, r1, r2, v, V, scale, K, BK, FEW, GROUPS, PRECISION
         )
@@ -362,7 +360,7 @@ def _has_past(q: Tensor, first: object | None) -> bool:
 
 def _width(V: int, most: int) -> int:
     """Values a program takes."""
-    return max(16, min(triton.next_power_of_2(V), most))
+    return max(16, min(int(triton.next_power_of_2(V)), most))
 
 
 def _blocks(K: int, dtype: torch.dtype, products: int = PRODUCTS) -> dict[str, Any]:
@@ -374,8 +372,8 @@ def _blocks(K: int, dtype: torch.dtype, products: int = PRODUCTS) -> dict[str, A
         "BK": BK,
         "C": TILE,
         "FEW": few,
-        "GROUPS": ceil(K, few),
+        "GROUPS": max(2, ceil(K, few)),  # a loop of one turn, unrolled, gave wrong gradients (triton 3.6 on an H100)
         "PRECISION": "tf32x3" if dtype == torch.float32 else "ieee",
         "num_warps": 4,
-        "num_stages": 3,
+        "num_stages": 3,  # with 1, the same compiler made kernels that read past their tensors
     }

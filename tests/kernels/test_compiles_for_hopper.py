@@ -86,19 +86,13 @@ def both_ways(call, inputs):
     torch.autograd.grad(outputs, inputs, [torch.zeros_like(t) for t in outputs], allow_unused=True)
 
 
-@pytest.mark.parametrize("K", [16, 24])
-def test_taylor_attention(K, compiled):
-    """With all features in one program, and with parts of them in several; either holds nearly all it needs."""
-    q, k, v = tensors((1, 2, 320, K), (1, 2, 320, K), (1, 2, 320, 64))
-    if K == 16:
-        both_ways(lambda *t: taylor_attention(*t, backend="triton")[:1], [q, k, v])
-        assert compiled.keys() == {"_segment_sums", "_forward", "_by_numerator", "_queries_backward", "_keys_backward"}
-    else:
-        taylor_attention(q.detach(), k.detach(), v.detach(), backend="triton")
-        assert compiled.keys() == {"_segment_sums", "_forward"}
-    assert compiled["_segment_sums"] <= 64
-    assert compiled["_forward"] <= 256
-    assert max(compiled.values()) <= 1024
+@pytest.mark.parametrize(("K", "V"), [(4, 48), (16, 64), (24, 64), (32, 128)])
+def test_taylor_attention(K, V, compiled):
+    """In bfloat16 nothing is kept out of registers."""
+    shapes = [(1, 2, 600, K), (1, 2, 600, K), (1, 2, 600, V)]
+    both_ways(lambda *t: taylor_attention(*t, backend="triton")[:1], tensors(*shapes))
+    kernels = {"sum_chunk", "scan_chunks", "_outputs", "_by_numerator", "_queries_backward", "_keys_backward"}
+    assert compiled == dict.fromkeys(kernels, 0)
 
 
 def test_cross_entropy(compiled):
