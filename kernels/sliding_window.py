@@ -1,8 +1,8 @@
 """Sliding-window attention: position t attends to the W positions t - W + 1 .. t.
 
-Source: Beltagy et al. 2020, arXiv 2004.05150. On a GPU a Triton kernel goes through the keys that a tile of queries
-reaches (`kernels/sliding_window_prefill_triton.py`). The reference works in blocks of at least W positions: a query needs
-its own block and the one before, so memory and operations grow with N W rather than N^2. Blocks are so many sequences of
+Source: Beltagy et al. 2020, arXiv 2004.05150. Triton kernels go through the keys that a tile of queries reaches
+(`kernels/sliding_window_prefill_triton.py`). The reference works in blocks of at least W positions: a query needs its
+own block and the one before, so memory and operations grow with N W rather than N^2. Blocks are so many sequences of
 their own to `scaled_dot_product_attention`, in four dimensions, as its kernels for a GPU ask: scores then never reach
 memory. With C positions a block a token and head take 2 (C + W) (K + V) operations, half of them masked, and the bytes
 of q, k, v and y, of k and v (1 + W / C) times in the blocks, written and read.
@@ -44,7 +44,8 @@ def sliding_window_attention(
     positions before the first query included where `past` is given; `past` [B, P], True where such a position exists.
     **Returns** [B, H, N, V].
     """
-    if takes_triton("sliding_window", backend, (q, k, v), K=k.shape[-1], V=v.shape[-1]):
+    kernel = "sliding_window_float32" if q.dtype == torch.float32 else "sliding_window"
+    if takes_triton(kernel, backend, (q, k, v), K=k.shape[-1], V=v.shape[-1]):
         return fused_sliding_window(q, k, v, window_size, past)
     if k.shape[1] < q.shape[1]:
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))

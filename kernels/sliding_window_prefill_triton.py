@@ -22,18 +22,31 @@ from torch import Tensor
 
 from kernels.sliding_window_triton import LOG2E
 
+TILES = {
+    (2, 64): {"forward": (64, 32, 4, 3), "queries": (64, 32, 4, 3), "keys": (32, 64, 4, 2)},
+    (2, 128): {"forward": (64, 32, 4, 3), "queries": (64, 32, 4, 3), "keys": (32, 64, 8, 2)},
+    (2, 256): {"forward": (64, 32, 8, 2), "queries": (64, 32, 8, 2), "keys": (32, 32, 8, 2)},
+    (4, 64): {"forward": (64, 32, 4, 2), "queries": (64, 32, 4, 2), "keys": (32, 32, 8, 2)},
+    (4, 128): {"forward": (16, 32, 4, 2), "queries": (16, 16, 4, 2), "keys": (16, 16, 8, 2)},
+}
+"""By the bytes of an element and the width of a head, for the forward and the two backward kernels: queries and keys a
+tile, warps, stages. With so many registers suffice, and up to a width of 64 there are two to five programs a processor.
+"""
+
 LOWEST = tl.constexpr(-1e30)
 """Below every score, and finite: what is masked is below it still, so that no difference is that of two infinities."""
 
 
 @triton.jit
 def _load(x_ptr, first, stride, end, C: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, MASKED: tl.constexpr):
-    """Rows first .. first + C - 1 of x: [C, BD], zeros past D and, where MASKED, for rows not in 0 .. end - 1."""
+    """Rows first .. first + C - 1 of x: [C, BD], zeros past D and, where MASKED, from row `end` on."""
     c, d = tl.arange(0, C), tl.arange(0, BD)
     at = x_ptr + tl.cast(first, tl.int64) * stride + (c[:, None] * stride + d[None, :])
     if MASKED:
-        inside = (first + c >= 0) & (first + c < end)
-        return tl.load(at, mask=inside[:, None] & (d < D)[None, :], other=0.0)
+        inside = (first + c < end)[:, None]
+        if D < BD:
+            inside = inside & (d < D)[None, :]
+        return tl.load(at, mask=inside, other=0.0)
     if D < BD:
         return tl.load(at, mask=(d < D)[None, :], other=0.0)
     return tl.load(at)
@@ -49,9 +62,9 @@ def _store(x_ptr, first, stride, end, x, C: tl.constexpr, D: tl.constexpr, BD: t
 @triton.jit
 def _exists(past_ptr, j, P, T, HAS_PAST: tl.constexpr):
     """Which of the keys j, of T, the first P before the first query, there are."""
-    there = (j >= 0) & (j < T)
+    there = j < T
     if HAS_PAST:
-        there &= tl.load(past_ptr + j, mask=(j >= 0) & (j < P), other=1) != 0
+        there = there & (tl.load(past_ptr + j, mask=j < P, other=1) != 0)
     return there
 
 
@@ -67,11 +80,12 @@ def _place(H, N, C: tl.constexpr):
 def _keys(first, N, P, W, BM: tl.constexpr, BN: tl.constexpr):
     """Which tiles of keys the queries of a tile reach: where they start, how many, how many before and of the whole.
 
-    Query i stands at position i + P of the keys. The last tile ends with the last query's own key.
+    Query i stands at position i + P of the keys. The last tile ends with the last query's own key,
+    unless the first would start before there is one.
     """
     end = tl.minimum(first + BM, N) + P
     tiles = tl.cdiv(end - tl.maximum(first + P - W + 1, 0), BN)
-    start = end - tiles * BN
+    start = tl.maximum(end - tiles * BN, 0)
     before = tl.cdiv(tl.maximum(tl.maximum(end - W, P) - start, 0), BN)
     whole = tl.maximum((first + P + 1 - start) // BN - before, 0)
     return start, tiles, before, whole
@@ -273,9 +287,9 @@ def _keys_backward(
 @torch.library.custom_op("recallbench::sliding_window", mutates_args=())
 def _attention(q: Tensor, k: Tensor, v: Tensor, past: Tensor | None, window_size: int) -> tuple[Tensor, Tensor]:
     q, k, v = _by_rows(q, k, v)
-    B, H, N, K = q.shape
+    B, H, N, _ = q.shape
     y, lse = _empty_outputs(q, v)
-    sizes, blocks = _sizes(q, k, window_size), _blocks(K, v.shape[-1], q.dtype, FORWARD)
+    sizes, blocks = _sizes(q, k, window_size), _blocks("forward", q, v)
     with torch.cuda.device_of(q):
         _forward[(B * H * triton.cdiv(N, blocks["BM"]),)](
             q, k, v, _bytes(past), y, lse, *sizes, *_strides(q, k, v, y), HAS_PAST=past is not None, **blocks
@@ -293,19 +307,20 @@ def _gradients(
     q: Tensor, k: Tensor, v: Tensor, past: Tensor | None, y: Tensor, lse: Tensor, dy: Tensor, window_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v, dy = _by_rows(q, k, v, dy)
-    (B, H, N, K), (_, G, T, V) = q.shape, v.shape
+    (B, H, N, _), (_, G, T, _) = q.shape, k.shape
     dq, dk, dv = (_empty_by_position(t, t.shape[1], t.shape[2], t.shape[3]) for t in (q, k, v))
     delta = torch.empty_like(lse)
-    sizes, blocks = _sizes(q, k, window_size), _blocks(K, V, q.dtype, BACKWARD)
-    options = {"HAS_PAST": past is not None, **blocks}
-    past = _bytes(past)
+    sizes, has_past, past = _sizes(q, k, window_size), past is not None, _bytes(past)
+    of_queries, of_keys = _blocks("queries", q, v), _blocks("keys", q, v)
     with torch.cuda.device_of(q):
-        _queries_backward[(B * H * triton.cdiv(N, blocks["BM"]),)](
-            q, k, v, past, y, lse, dy, dq, delta, *sizes, *_strides(q, k, v, y, dy, dq), **options
-        )
-        _keys_backward[(B * G * triton.cdiv(T, blocks["BN"]),)](
-            q, k, v, past, lse, dy, delta, dk, dv, *sizes, *_strides(q, k, v, dy, dk, dv), **options
-        )
+        _queries_backward[(B * H * triton.cdiv(N, of_queries["BM"]),)](
+            q, k, v, past, y, lse, dy, dq, delta, *sizes, *_strides(q, k, v, y, dy, dq),
+            HAS_PAST=has_past, **of_queries,
+        )  # fmt: skip
+        _keys_backward[(B * G * triton.cdiv(T, of_keys["BN"]),)](
+            q, k, v, past, lse, dy, delta, dk, dv, *sizes, *_strides(q, k, v, dy, dk, dv),
+            HAS_PAST=has_past, **of_keys,
+        )  # fmt: skip
     return dq, dk, dv
 
 
@@ -398,16 +413,11 @@ def _empty_outputs(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return _empty_by_position(q, H, N, v.shape[-1]), q.new_empty(B, H, N, dtype=torch.float32)
 
 
-FORWARD = {2: (64, 64), 4: (64, 32)}
-"""Queries and keys a tile, by the bytes of an element."""
-
-BACKWARD = {2: (64, 64), 4: (32, 32)}
-
-
-def _blocks(K: int, V: int, dtype: torch.dtype, tiles: dict[int, tuple[int, int]]) -> dict[str, Any]:
+def _blocks(kernel: str, q: Tensor, v: Tensor) -> dict[str, Any]:
     """Block sizes and the compiler's options."""
+    K, V = q.shape[-1], v.shape[-1]
     BK, BV = (max(16, triton.next_power_of_2(width)) for width in (K, V))
-    BM, BN = tiles[dtype.itemsize]
+    BM, BN, warps, stages = TILES[q.itemsize, max(64, BK, BV)][kernel]
     return {
         "K": K,
         "BK": BK,
@@ -415,7 +425,7 @@ def _blocks(K: int, V: int, dtype: torch.dtype, tiles: dict[int, tuple[int, int]
         "BV": BV,
         "BM": BM,
         "BN": BN,
-        "PRECISION": "tf32x3" if dtype == torch.float32 else "ieee",
-        "num_warps": 4,
-        "num_stages": 2,
+        "PRECISION": "tf32x3" if q.dtype == torch.float32 else "ieee",
+        "num_warps": warps,
+        "num_stages": stages,
     }
