@@ -16,6 +16,7 @@ memory, of k and v (1 + W / C) times from its cache, since programs that run at 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -32,6 +33,9 @@ TILES = {
 """By the bytes of an element and the width of a head, for the forward and the two backward kernels: queries and keys a
 tile, warps, stages. With so many registers suffice, and up to a width of 64 there are two to five programs a processor.
 """
+
+ROW = 16
+"""Bytes that are read at once: rows are padded to whole ones, or element by element would take too many registers."""
 
 LOWEST = tl.constexpr(-1e30)
 """Below every score, and finite: what is masked is below it still, so that no difference is that of two infinities."""
@@ -285,11 +289,13 @@ def _keys_backward(
 
 
 @torch.library.custom_op("recallbench::sliding_window", mutates_args=())
-def _attention(q: Tensor, k: Tensor, v: Tensor, past: Tensor | None, window_size: int) -> tuple[Tensor, Tensor]:
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, past: Tensor | None, window_size: int, scale: float
+) -> tuple[Tensor, Tensor]:
     q, k, v = _by_rows(q, k, v)
     B, H, N, _ = q.shape
     y, lse = _empty_outputs(q, v)
-    sizes, blocks = _sizes(q, k, window_size), _blocks("forward", q, v)
+    sizes, blocks = (*_sizes(q, k), window_size, scale), _blocks("forward", q, v)
     with torch.cuda.device_of(q):
         _forward[(B * H * triton.cdiv(N, blocks["BM"]),)](
             q, k, v, _bytes(past), y, lse, *sizes, *_strides(q, k, v, y), HAS_PAST=past is not None, **blocks
@@ -298,19 +304,27 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, past: Tensor | None, window_size
 
 
 @_attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, past: Tensor | None, window_size: int) -> tuple[Tensor, Tensor]:
+def _(q: Tensor, k: Tensor, v: Tensor, past: Tensor | None, window_size: int, scale: float) -> tuple[Tensor, Tensor]:
     return _empty_outputs(q, v)
 
 
 @torch.library.custom_op("recallbench::sliding_window_backward", mutates_args=())
 def _gradients(
-    q: Tensor, k: Tensor, v: Tensor, past: Tensor | None, y: Tensor, lse: Tensor, dy: Tensor, window_size: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    past: Tensor | None,
+    y: Tensor,
+    lse: Tensor,
+    dy: Tensor,
+    window_size: int,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v, dy = _by_rows(q, k, v, dy)
     (B, H, N, _), (_, G, T, _) = q.shape, k.shape
     dq, dk, dv = (_empty_by_position(t, t.shape[1], t.shape[2], t.shape[3]) for t in (q, k, v))
     delta = torch.empty_like(lse)
-    sizes, has_past, past = _sizes(q, k, window_size), past is not None, _bytes(past)
+    sizes, has_past, past = (*_sizes(q, k), window_size, scale), past is not None, _bytes(past)
     of_queries, of_keys = _blocks("queries", q, v), _blocks("keys", q, v)
     with torch.cuda.device_of(q):
         _queries_backward[(B * H * triton.cdiv(N, of_queries["BM"]),)](
@@ -326,21 +340,29 @@ def _gradients(
 
 @_gradients.register_fake
 def _(
-    q: Tensor, k: Tensor, v: Tensor, past: Tensor | None, y: Tensor, lse: Tensor, dy: Tensor, window_size: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    past: Tensor | None,
+    y: Tensor,
+    lse: Tensor,
+    dy: Tensor,
+    window_size: int,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = (_empty_by_position(t, t.shape[1], t.shape[2], t.shape[3]) for t in (q, k, v))
     return dq, dk, dv
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.window_size = inputs
+    *tensors, ctx.window_size, ctx.scale = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(*tensors, *output)
 
 
 def _backward(ctx: Any, dy: Tensor, unused: Tensor) -> tuple[Tensor | None, ...]:
     q, k, v, past, y, lse = ctx.saved_tensors
-    return *_gradients(q, k, v, past, y, lse, dy, ctx.window_size), None, None
+    return *_gradients(q, k, v, past, y, lse, dy, ctx.window_size, ctx.scale), None, None, None
 
 
 _attention.register_autograd(_backward, setup_context=_save)
@@ -349,12 +371,12 @@ _attention.register_autograd(_backward, setup_context=_save)
 @_attention.register_vmap
 def _(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
     """Members are so many more sequences."""
-    *tensors, window_size = args
+    *tensors, window_size, scale = args
     merged = [
         None if t is None else (t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)).flatten(0, 1)
         for t, dim in zip(tensors, in_dims, strict=False)
     ]
-    y, lse = (t.unflatten(0, (info.batch_size, -1)) for t in _attention(*merged, window_size))
+    y, lse = (t.unflatten(0, (info.batch_size, -1)) for t in _attention(*merged, window_size, scale))
     return (y, lse), (0, 0)
 
 
@@ -364,7 +386,9 @@ def fused_sliding_window(q: Tensor, k: Tensor, v: Tensor, window_size: int, past
     **Raises** `ValueError` where shapes, dtypes or devices do not fit together.
     """
     _check(q, k, v, past)
-    return _attention(q, k, v, past, window_size)[0]
+    K, V, whole = q.shape[-1], v.shape[-1], ROW // q.itemsize
+    q, k, v = (F.pad(t, (0, -t.shape[-1] % whole)) if t.shape[-1] % whole else t for t in (q, k, v))
+    return _attention(q, k, v, past, window_size, K**-0.5)[0][..., :V]
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, past: Tensor | None) -> None:
@@ -386,7 +410,13 @@ def _check(q: Tensor, k: Tensor, v: Tensor, past: Tensor | None) -> None:
 
 
 def _by_rows(*tensors: Tensor) -> list[Tensor]:
-    return [t if t.stride(-1) == 1 else t.contiguous() for t in tensors]
+    """Tensors whose rows start at whole ROWs of bytes, with their elements beside each other."""
+    return [
+        t
+        if t.stride(-1) == 1 and not any(n * t.itemsize % ROW for n in (t.storage_offset(), *t.stride()[:3]))
+        else t.clone(memory_format=torch.contiguous_format)
+        for t in tensors
+    ]
 
 
 def _bytes(past: Tensor | None) -> Tensor | None:
@@ -397,10 +427,10 @@ def _strides(*tensors: Tensor) -> tuple[int, ...]:
     return tuple(stride for t in tensors for stride in t.stride()[:3])
 
 
-def _sizes(q: Tensor, k: Tensor, window_size: int) -> tuple[int | float, ...]:
-    """H, G, N, P, W and the scale of the scores."""
-    (_, H, N, K), (_, G, T, _) = q.shape, k.shape
-    return H, G, N, T - N, window_size, K**-0.5
+def _sizes(q: Tensor, k: Tensor) -> tuple[int, int, int, int]:
+    """H, G, N and P."""
+    (_, H, N, _), (_, G, T, _) = q.shape, k.shape
+    return H, G, N, T - N
 
 
 def _empty_by_position(like: Tensor, H: int, N: int, width: int) -> Tensor:
