@@ -27,15 +27,17 @@ TILES = {
     (2, 64): {"forward": (64, 32, 4, 3), "queries": (64, 32, 4, 3), "keys": (32, 64, 4, 2)},
     (2, 128): {"forward": (64, 32, 4, 3), "queries": (64, 32, 4, 3), "keys": (32, 64, 8, 2)},
     (2, 256): {"forward": (64, 32, 8, 2), "queries": (64, 32, 8, 2), "keys": (32, 32, 8, 2)},
-    (4, 64): {"forward": (64, 32, 4, 2), "queries": (64, 32, 4, 2), "keys": (32, 32, 8, 2)},
-    (4, 128): {"forward": (16, 32, 4, 2), "queries": (16, 16, 4, 2), "keys": (16, 16, 8, 2)},
+    (4, 64): {"forward": (64, 32, 4, 2), "queries": (64, 32, 4, 2), "keys": (16, 16, 4, 2)},
+    (4, 128): {"forward": (16, 32, 4, 2), "queries": (16, 16, 4, 2), "keys": (16, 16, 4, 2)},
 }
 """By the bytes of an element and the width of a head, for the forward and the two backward kernels: queries and keys a
 tile, warps, stages. With so many registers suffice, and up to a width of 64 there are two to five programs a processor.
 """
 
 ROW = 16
-"""Bytes that are read at once: rows are padded to whole ones, or element by element would take too many registers."""
+"""Rows are padded to a multiple of so many elements, which the compiler takes as a sign that it may read several at a
+time: one by one would take more registers than there are.
+"""
 
 LOWEST = tl.constexpr(-1e30)
 """Below every score, and finite: what is masked is below it still, so that no difference is that of two infinities."""
@@ -386,8 +388,8 @@ def fused_sliding_window(q: Tensor, k: Tensor, v: Tensor, window_size: int, past
     **Raises** `ValueError` where shapes, dtypes or devices do not fit together.
     """
     _check(q, k, v, past)
-    K, V, whole = q.shape[-1], v.shape[-1], ROW // q.itemsize
-    q, k, v = (F.pad(t, (0, -t.shape[-1] % whole)) if t.shape[-1] % whole else t for t in (q, k, v))
+    K, V = q.shape[-1], v.shape[-1]
+    q, k, v = (F.pad(t, (0, -t.shape[-1] % ROW)) if t.shape[-1] % ROW else t for t in (q, k, v))
     return _attention(q, k, v, past, window_size, K**-0.5)[0][..., :V]
 
 
@@ -410,10 +412,10 @@ def _check(q: Tensor, k: Tensor, v: Tensor, past: Tensor | None) -> None:
 
 
 def _by_rows(*tensors: Tensor) -> list[Tensor]:
-    """Tensors whose rows start at whole ROWs of bytes, with their elements beside each other."""
+    """Tensors in whose rows the elements lie beside each other, and which start at a multiple of ROW elements."""
     return [
         t
-        if t.stride(-1) == 1 and not any(n * t.itemsize % ROW for n in (t.storage_offset(), *t.stride()[:3]))
+        if t.stride(-1) == 1 and not any(n % ROW for n in (t.storage_offset(), *t.stride()[:3]))
         else t.clone(memory_format=torch.contiguous_format)
         for t in tensors
     ]
@@ -446,7 +448,8 @@ def _empty_outputs(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def _blocks(kernel: str, q: Tensor, v: Tensor) -> dict[str, Any]:
     """Block sizes and the compiler's options."""
     K, V = q.shape[-1], v.shape[-1]
-    BK, BV = (max(16, triton.next_power_of_2(width)) for width in (K, V))
+    least = max(32, triton.next_power_of_2(max(K, V)) // 4)  # with less of one than of the other, layouts take more
+    BK, BV = (max(least, triton.next_power_of_2(width)) for width in (K, V))
     BM, BN, warps, stages = TILES[q.itemsize, max(64, BK, BV)][kernel]
     return {
         "K": K,
