@@ -25,9 +25,9 @@ SHAPES = [
 ]
 """B, H, G, N, W, K, V, whether there is a past: edges alone, and with tiles between them that are seen whole."""
 LARGE = [
-    (1, 16, 16, 16384, 64, 64, 64, False),
-    (4, 16, 4, 2048, 64, 64, 64, True),
-    (2, 4, 4, 1000, 1, 64, 64, True),
+    (1, 1, 1, 16385, 64, 64, 64, False),
+    (2, 16, 4, 2048, 64, 64, 64, True),
+    (2, 4, 4, 1000, 3, 64, 64, True),
     (2, 4, 2, 777, 256, 128, 128, True),
     (2, 4, 1, 777, 1000, 128, 64, False),
     (2, 2, 2, 1025, 333, 100, 72, True),
