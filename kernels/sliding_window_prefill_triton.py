@@ -251,8 +251,8 @@ def _toward_queries(
             ago = (P + n)[None, :] - j[:, None]
             p = tl.where((ago >= 0) & (ago < W) & there[:, None], p, 0.0)
         dv = tl.dot(p.to(dy.dtype), dy, dv, input_precision=PRECISION)
-        ds = p * (tl.dot(v, dy.T, input_precision=PRECISION) - delta[None, :])
-        dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
+        dp = tl.dot(v, dy.T, tl.zeros([BN, BM], tl.float32) - delta[None, :], input_precision=PRECISION)
+        dk = tl.dot((p * dp).to(q.dtype), q, dk, input_precision=PRECISION)
     return dk, dv
 
 
