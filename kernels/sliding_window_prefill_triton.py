@@ -448,7 +448,7 @@ def _empty_outputs(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def _blocks(kernel: str, q: Tensor, v: Tensor) -> dict[str, Any]:
     """Block sizes and the compiler's options."""
     K, V = q.shape[-1], v.shape[-1]
-    least = max(32, triton.next_power_of_2(max(K, V)) // 4)  # with less of one than of the other, layouts take more
+    least = max(32, triton.next_power_of_2(max(K, V)) // 2)  # with less of one than of the other, layouts take more
     BK, BV = (max(least, triton.next_power_of_2(width)) for width in (K, V))
     BM, BN, warps, stages = TILES[q.itemsize, max(64, BK, BV)][kernel]
     return {
