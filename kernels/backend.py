@@ -35,6 +35,8 @@ KERNELS = {
     "taylor_attention": Serves({"K": (1, 32), "V": (1, 128)}, gradient=True),
     "taylor_attention_step": Serves({"K": (1, 32), "V": (1, 256)}, WIDE + NARROW, contiguous=True),
     "attention_step": Serves({"K": (1, 256), "V": (1, 256)}, contiguous=True),
+    "sliding_window": Serves({"K": (1, 256), "V": (1, 256)}, gradient=True),
+    "sliding_window_float32": Serves({"K": (1, 128), "V": (1, 128)}, gradient=True),
     "sliding_window_step": Serves({"K": (1, 256), "V": (1, 256)}, contiguous=True),
     "based_step": Serves({"K": (1, 32), "V": (1, 256), "window_K": (1, 256), "window_V": (1, 256)}, contiguous=True),
     "short_conv": Serves({"k": (2, 8)}),

@@ -1,10 +1,11 @@
 """Sliding-window attention: position t attends to the W positions t - W + 1 .. t.
 
-Source: Beltagy et al. 2020, arXiv 2004.05150. In blocks of at least W positions a query needs its own block and the
-one before, so memory and operations grow with N W rather than N^2. Blocks are so many sequences of their own to
-`scaled_dot_product_attention`, in four dimensions, as its kernels for a GPU ask: scores then never reach memory. With C
-positions a block a token and head take 2 (C + W) (K + V) operations, half of them masked, and the bytes of q, k, v and
-y, of k and v (1 + W / C) times in the blocks, written and read.
+Source: Beltagy et al. 2020, arXiv 2004.05150. Triton kernels go through the keys that a tile of queries reaches
+(`kernels/sliding_window_prefill_triton.py`). The reference works in blocks of at least W positions: a query needs its
+own block and the one before, so memory and operations grow with N W rather than N^2. Blocks are so many sequences of
+their own to `scaled_dot_product_attention`, in four dimensions, as its kernels for a GPU ask: scores then never reach
+memory. With C positions a block a token and head take 2 (C + W) (K + V) operations, half of them masked, and the bytes
+of q, k, v and y, of k and v (1 + W / C) times in the blocks, written and read.
 """
 
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from kernels.attention import masked_attention
 from kernels.backend import Backend, takes_triton
+from kernels.sliding_window_prefill_triton import fused_sliding_window
 from kernels.sliding_window_triton import fused_window_step
 
 
@@ -33,13 +35,20 @@ DENSE = 1024
 """Up to this N a GPU computes all scores and masks them, in one kernel, sooner than blocks in several."""
 
 
-def sliding_window_attention(q: Tensor, k: Tensor, v: Tensor, window_size: int, past: Tensor | None = None) -> Tensor:
+def sliding_window_attention(
+    q: Tensor, k: Tensor, v: Tensor, window_size: int, past: Tensor | None = None, backend: Backend | None = None
+) -> Tensor:
     """The parallel form.
 
-    **Arguments:** `q` [B, H, N, K]; `k` [B, H, P + N, K] and `v` [B, H, P + N, V], the P = W - 1 positions before the
-    first query included where `past` is given; `past` [B, P], True where such a position exists.
+    **Arguments:** `q` [B, H, N, K]; `k` [B, G, P + N, K] and `v` [B, G, P + N, V], each for H / G heads, the P = W - 1
+    positions before the first query included where `past` is given; `past` [B, P], True where such a position exists.
     **Returns** [B, H, N, V].
     """
+    kernel = "sliding_window_float32" if q.dtype == torch.float32 else "sliding_window"
+    if takes_triton(kernel, backend, (q, k, v), K=k.shape[-1], V=v.shape[-1]):
+        return fused_sliding_window(q, k, v, window_size, past)
+    if k.shape[1] < q.shape[1]:
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
     N, W = q.shape[-2], window_size
     P = k.shape[-2] - N
     if q.is_cuda and past is None and N <= DENSE:

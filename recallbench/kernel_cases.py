@@ -155,7 +155,8 @@ def _attention_steps(case: Case, random: Random) -> Iterator[tuple[str, Call]]:
 
 def _windows(case: Case, random: Random) -> Iterator[tuple[str, Call]]:
     q, k, v = _by_head(*(random(case.B, case.N, H, V) for _ in range(3)))
-    yield "ours", lambda: sliding_window_attention(q, k, v, W)
+    for name, backend in _ours(q):
+        yield name, lambda of=backend: sliding_window_attention(q, k, v, W, backend=of)
     if not q.is_cuda:
         return
     seen = create_block_mask(

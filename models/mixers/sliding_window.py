@@ -31,7 +31,7 @@ class SlidingWindow(AttentionHeads):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.project(x, torch.arange(x.shape[1], device=x.device)[None])
-        y = sliding_window_attention(q, self.repeat(k), self.repeat(v), self.window_size)
+        y = sliding_window_attention(q, k, v, self.window_size)
         return self.join(y)
 
     def init_state(self, batch_size, *, max_length=None, dtype=None, device=None) -> RingBuffer:
@@ -53,13 +53,7 @@ class SlidingWindow(AttentionHeads):
             torch.cat([ring[rows, before % W].to(x.dtype), t.transpose(1, 2)], dim=1)  # [B, W + N, G, K]
             for ring, t in ((state.k, k), (state.v, v))
         )
-        y = sliding_window_attention(
-            q,
-            self.repeat(k[:, 1:].transpose(1, 2)),
-            self.repeat(v[:, 1:].transpose(1, 2)),
-            W,
-            past=before[:, 1:] >= 0,
-        )
+        y = sliding_window_attention(q, k[:, 1:].transpose(1, 2), v[:, 1:].transpose(1, 2), W, past=before[:, 1:] >= 0)
         # The last W of all positions go back, each to its own slot.
         slots = (before + N) % W
         state = RingBuffer(

@@ -22,7 +22,7 @@ from kernels.cross_entropy_triton import fused_answers, fused_cross_entropy
 from kernels.linear_attention import LinearAttentionState
 from kernels.selective_scan import selective_scan, selective_scan_step
 from kernels.short_conv import short_conv, short_conv_step
-from kernels.sliding_window import RingBuffer, sliding_window_step
+from kernels.sliding_window import RingBuffer, sliding_window_attention, sliding_window_step
 from kernels.taylor_attention import taylor_attention, taylor_attention_step
 from kernels.taylor_features import feature_count
 
@@ -35,6 +35,7 @@ NAMES = {
     torch.float16: "fp16",
     torch.float8_e4m3fn: "fp8e4nv",
     torch.float8_e5m2: "fp8e5",
+    torch.uint8: "u8",
     torch.int32: "i32",
     torch.int64: "i64",
 }
@@ -117,6 +118,26 @@ def test_selective_scan(compiled):
     A, state = tensors((256, S), (2, 256, S), dtype=torch.float32)
     both_ways(lambda *t: selective_scan(*t, backend="triton"), [x, dt, A, B, C, state])
     assert compiled.keys() == {"_forward", "_backward"}
+
+
+@pytest.mark.parametrize(
+    ("K", "V", "dtype", "has_past"),
+    [
+        (64, 64, torch.bfloat16, False),
+        (64, 64, torch.bfloat16, True),
+        (128, 128, torch.bfloat16, True),
+        (61, 250, torch.bfloat16, True),
+        (24, 24, torch.float32, True),
+        (100, 128, torch.float32, False),
+    ],
+)
+def test_sliding_window_needs_no_more_than_registers(K, V, dtype, has_past, compiled):
+    W, N = 64, 2048
+    T = N + has_past * (W - 1)
+    q, k, v = tensors((1, 16, N, K), (1, 4, T, K), (1, 4, T, V), dtype=dtype)
+    past = torch.ones(1, W - 1, dtype=torch.bool) if has_past else None
+    both_ways(lambda *t: (sliding_window_attention(*t, W, past, "triton"),), [q, k, v])
+    assert compiled == {"_forward": 0, "_queries_backward": 0, "_keys_backward": 0}
 
 
 def test_steps_need_no_more_than_registers(compiled):

@@ -62,6 +62,21 @@ def test_prefill_and_steps(name):
     assert (fused[:, :9] - fused[:, 9:]).norm() < 1e-5 * exact.norm()
 
 
+def test_gradients_of_a_window_behind_a_past():
+    """Fewer heads of keys than of queries, and a state whose own gradient goes on through prefill."""
+    torch.manual_seed(0)
+    mixer = MIXERS["sliding_window"](D, **OPTIONS["sliding_window"]).to(DEVICE)
+    x = torch.randn(2, 9, D, device=DEVICE)
+    results = {}
+    for backend in ("triton", "reference"):
+        with using(backend):
+            y, state = mixer.prefill(x[:, :5], mixer.init_state(2))
+            loss = (torch.cat([y, mixer.prefill(x[:, 5:], state)[0], mixer(x)], 1) ** 2).sum()
+            results[backend] = torch.autograd.grad(loss, list(mixer.parameters()))
+    for fused, exact in zip(results["triton"], results["reference"], strict=True):
+        assert (fused - exact).norm() < 1e-5 * exact.norm()
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 @torch.no_grad()
 def test_compiled_steps_write_the_state_in_place(name, monkeypatch):
