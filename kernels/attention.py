@@ -12,7 +12,6 @@ from kernels.attention_step_triton import fused_attention_step
 from kernels.backend import Backend, takes_triton
 from kernels.sliding_window_prefill_triton import fused_sliding_window
 
-
 SHORT = 128
 """Up to this N a GPU is sooner done with the kernels of a window that reaches over all positions than with torch's."""
 
