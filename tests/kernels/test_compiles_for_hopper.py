@@ -87,7 +87,7 @@ def both_ways(call, inputs):
     torch.autograd.grad(outputs, inputs, [torch.zeros_like(t) for t in outputs], allow_unused=True)
 
 
-@pytest.mark.parametrize(("K", "V"), [(4, 48), (16, 64), (24, 64), (32, 128)])
+@pytest.mark.parametrize(("K", "V"), [(5, 48), (16, 64), (24, 64), (32, 128)])
 def test_taylor_attention(K, V, compiled):
     """In bfloat16 nothing is kept out of registers."""
     shapes = [(1, 2, 600, K), (1, 2, 600, K), (1, 2, 600, V)]

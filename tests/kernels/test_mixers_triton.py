@@ -34,8 +34,8 @@ STEPS = {
 }
 OPTIONS = {
     "attention": {"num_heads": 4, "num_kv_heads": 2, "use_rope": True},
-    "linear_attention": {"feature_dim": 4, "num_heads": 2},
-    "based": {"feature_dim": 4, "num_heads": 2, "window_size": 3},
+    "linear_attention": {"feature_dim": 6, "num_heads": 2},
+    "based": {"feature_dim": 6, "num_heads": 2, "window_size": 3},
     "sliding_window": {"num_heads": 4, "num_kv_heads": 2, "window_size": 3, "use_rope": True},
     "short_conv": {},
     "mamba": {"d_state": 4},

@@ -17,7 +17,7 @@ if not CUDA and os.environ.get("TRITON_INTERPRET") != "1":
 DEVICE = "cuda" if CUDA else "cpu"
 HALF = torch.bfloat16 if CUDA else torch.float16  # the interpreter multiplies the bits of bfloat16 as integers
 TOLERANCE = {torch.float32: 1e-5, HALF: 1e-2}
-SHAPES = [(1, 1, 1, 8, 128), (2, 1, CHUNK + 1, 16, 32), (1, 2, 2 * CHUNK, 4, 48), (1, 1, CHUNK + 7, 32, 32)]
+SHAPES = [(1, 1, 1, 8, 128), (2, 1, CHUNK + 1, 16, 32), (1, 2, 2 * CHUNK, 5, 48), (1, 1, CHUNK + 7, 32, 32)]
 """B, H, N, K, V: less than a chunk, one and a bit, two; the features in one part and in several."""
 LARGE = [
     (1, 1, 16385, 16, 64),
@@ -173,7 +173,7 @@ def test_every_way_on_is_refused_in_a_sentence():
             "got an input in torch.float64, and its kernel takes torch.float32, torch.bfloat16, torch.float16",
         ),
         ((q, k, v.to("meta"), None), "and v on meta, and takes one device"),
-        ((torch.zeros(1, 2, 5, 33, device=DEVICE),) * 2 + (v, None), "got K = 33, and its kernel takes K from 1 to 32"),
+        ((torch.zeros(1, 2, 5, 33, device=DEVICE),) * 2 + (v, None), "got K = 33, and its kernel takes K from 5 to 32"),
         ((q[0], k[0], v[0], None), "takes q \\[B, H, N, K\\] and v \\[B, H, N, V\\], not \\[2, 5, 8\\]"),
     ]
     for arguments, sentence in wrong:
