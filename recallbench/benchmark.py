@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from recallbench.benchmark_file import BenchmarkFile
 from recallbench.config import resolve
 from recallbench.execute import choose_device
-from recallbench.provenance import provenance
 from recallbench.train import Training
 
 RATES = (1e-3, 10**-2.5, 1e-2, 10**-1.5)
@@ -154,7 +154,7 @@ def over_based(rows: pd.DataFrame) -> pd.Series:
 
 
 def main() -> None:
-    """Measure every case, print the table, and with `--out` keep it."""
+    """Measure every case, print the table, and with `--out` keep it, each case at once."""
     parser = argparse.ArgumentParser(prog="python -m recallbench.benchmark", description=__doc__)
     parser.add_argument("--out", type=Path, help="a Parquet file to write")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16")
@@ -163,15 +163,20 @@ def main() -> None:
     device = choose_device(options.device)
     console = Console()
     cases, batches = (CASES, BATCHES) if device.type == "cuda" else (TRIAL, 2)
-    rows = [measure(case, device, options.precision, batches) for case in track(cases, "cases", console=console)]
-    rows = pd.DataFrame(rows)
-    rows["over_based"] = over_based(rows)
-    made = provenance(device, len(RATES))
-    rows = rows.assign(device=made["device"], code_version=made["code_version"], time=made["time"], **made["packages"])
-    console.print(table(rows))
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        rows.to_parquet(options.out)
+    file, measured = BenchmarkFile(options.out, device, len(RATES)), []
+    try:
+        for case in track(cases, "cases", console=console):
+            measured.append(measure(case, device, options.precision, batches))
+            file.keep(_compared(measured))
+        file.finish()
+    finally:
+        if measured:
+            console.print(table(_compared(measured)))
+
+
+def _compared(measured: list[dict[str, Any]]) -> pd.DataFrame:
+    rows = pd.DataFrame(measured)
+    return rows.assign(over_based=over_based(rows))
 
 
 if __name__ == "__main__":

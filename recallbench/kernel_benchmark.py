@@ -9,7 +9,7 @@ import math
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import pandas as pd
 import torch
@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from recallbench.benchmark_file import BenchmarkFile
 from recallbench.device import choose_device
-from recallbench.kernel_cases import CASES, TRIAL, Call, Case, floor_bytes, ways
-from recallbench.provenance import provenance
+from recallbench.kernel_cases import CASES, TRIAL, Call, Case, Kernel, floor_bytes, ways
 from recallbench.throughput.machine import rates
 from recallbench.throughput.timing import durations
 
@@ -69,23 +69,27 @@ def table(rows: pd.DataFrame) -> Table:
 
 
 def main() -> None:
-    """Measure every case, print the table, and with `--out` keep it."""
+    """Measure every case, or those of some kernels, print the table, and with `--out` keep it, each case at once."""
     parser = argparse.ArgumentParser(prog="python -m recallbench.kernel_benchmark", description=__doc__)
+    parser.add_argument("kernels", nargs="*", help=f"some of {', '.join(get_args(Kernel))}; by default all")
     parser.add_argument("--out", type=Path, help="a Parquet file to write")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
+    if unknown := set(options.kernels) - set(get_args(Kernel)):
+        parser.error(f"{', '.join(sorted(unknown))}: there is no such kernel, but {', '.join(get_args(Kernel))}")
     device = choose_device(options.device)
     console = Console()
-    cases = CASES if device.type == "cuda" else TRIAL
-    rows = pd.DataFrame([row for case in track(cases, "cases", console=console) for row in measure(case, device)])
-    console.print(table(rows))
-    if options.out is not None:
-        made = provenance(device, 1)
-        rows = rows.assign(
-            device=made["device"], code_version=made["code_version"], time=made["time"], **made["packages"]
-        )
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        rows.to_parquet(options.out)
+    wanted = options.kernels or get_args(Kernel)
+    cases = [case for case in (CASES if device.type == "cuda" else TRIAL) if case.kernel in wanted]
+    file, rows = BenchmarkFile(options.out, device), []
+    try:
+        for case in track(cases, "cases", console=console):
+            rows += measure(case, device)
+            file.keep(rows)
+        file.finish()
+    finally:
+        if rows:
+            console.print(table(pd.DataFrame(rows)))
 
 
 if __name__ == "__main__":

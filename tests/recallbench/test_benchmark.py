@@ -41,3 +41,52 @@ def test_every_kernel_beside_its_floor(case):
         torch.tensor(rows["fraction"] * rows["milliseconds"]), torch.tensor(rows["floor"]), rtol=1e-9, atol=0
     )
     assert kernel_benchmark.table(rows).row_count == len(rows)
+
+
+STEP = {"mixer": "h3", "settings": "", "d_model": 8, "measured": "step, ms", "value": 1.0, "speedup": None}
+CALL = {
+    "kernel": "prefill",
+    "B": 1,
+    "N": 8,
+    "state": "",
+    "implementation": "ours",
+    "milliseconds": 1.0,
+    "fraction": 0.5,
+}
+ROWS = [
+    (benchmark, STEP | {"sequence_length": 8, "num_kv_pairs": 2}),
+    (kernel_benchmark, [CALL | {"error": ""}]),
+]
+
+
+@pytest.mark.parametrize(("module", "row"), ROWS)
+def test_what_was_measured_before_an_error_is_kept(module, row, monkeypatch, tmp_path, capsys):
+    """And takes the place of an older file only when all is there."""
+    out, allowed = tmp_path / "rows.parquet", [2]
+
+    def measure(*given):
+        if not allowed[0]:
+            raise RuntimeError("an illegal memory access")
+        allowed[0] -= 1
+        return row
+
+    monkeypatch.setattr("sys.argv", ["benchmark", "--device", "cpu", "--out", str(out)])
+    monkeypatch.setattr(module, "TRIAL", 2 * module.TRIAL[:1])
+    monkeypatch.setattr(module, "measure", measure)
+    module.main()
+    before = pd.read_parquet(out)
+    assert len(before) == 2
+    assert {"device", "code_version", "torch"} <= set(before.columns)
+    allowed[0] = 1
+    with pytest.raises(RuntimeError, match="an illegal"):
+        module.main()
+    assert pd.read_parquet(out).equals(before)
+    assert len(pd.read_parquet(tmp_path / "rows.parquet.partial")) == 1
+    assert "1.00" in capsys.readouterr().out
+
+
+def test_a_kernel_that_there_is_not_is_said(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["kernel_benchmark", "prefil"])
+    with pytest.raises(SystemExit):
+        kernel_benchmark.main()
+    assert "prefil: there is no such kernel, but prefill, training" in capsys.readouterr().err
