@@ -383,5 +383,5 @@ def _blocks(K: int, dtype: torch.dtype, products: int = PRODUCTS) -> dict[str, A
         "GROUPS": ceil(K, few),
         "PRECISION": "tf32x3" if dtype == torch.float32 else "ieee",
         "num_warps": 4,
-        "num_stages": 3,  # with 1, the same compiler made kernels that read past their tensors
+        "num_stages": 3,  # with 1, kernels ended in illegal accesses (triton 3.6, an H100)
     }
