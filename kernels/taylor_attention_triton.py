@@ -1,10 +1,10 @@
 """Triton kernels for Taylor linear attention: its features are made on the chip and never stored.
 
-A sequence is cut into chunks. One kernel sums phi(k) v^T and phi(k) over each, a second makes of these the sums over
-all chunks before (`kernels/taylor_sums_triton.py`), and a third takes tiles of C queries, which read those sums and,
-with dense scores, the keys of their own chunk. All is parallel over tiles, chunks, heads and sequences but the second,
-which only adds. The backward pass finds the sums before a chunk saved, makes the features again, and does the same for
-keys and values in reverse, with sums over the queries that come after.
+A sequence is cut into segments, and these into chunks. One kernel sums phi(k) v^T and phi(k) along each segment and
+leaves the sums after each chunk, a second adds up segments (`kernels/taylor_sums_triton.py`), and a third takes tiles
+of C queries, which read the sums before their chunk and, with dense scores, the keys of their own. All is parallel over
+tiles, segments, heads and sequences but the second, which only adds. The backward pass finds the sums saved, makes the
+features again, and does the same for keys and values in reverse, with sums over the queries that come after.
 
 A token and head take, forward: 4 K (K + 1) V operations for the sums, chunk (K + V) within the chunk; bytes are those
 of q, k, v and y, 2 (2 K + 2 V) in bfloat16, and four times F V / chunk of the sums, in bfloat16 where the inputs are.
@@ -13,7 +13,7 @@ of q, k, v and y, 2 (2 K + 2 V) in bfloat16, and four times F V / chunk of the s
 # Triton has no types for launches, nor for functions of kernels that return several tensors.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -24,7 +24,22 @@ from torch.nn.functional import pad
 from kernels.linear_attention import LinearAttentionState
 from kernels.taylor_features import feature_count
 from kernels.taylor_step_triton import factors
-from kernels.taylor_sums_triton import by_rows, ceil, check, gradient, read, rows, scan_chunks, small_sums, sum_chunk
+from kernels.taylor_sums_triton import (
+    add_segments,
+    before,
+    by_rows,
+    ceil,
+    check,
+    gradient,
+    pair_count,
+    pair_sums,
+    places,
+    read,
+    row_count,
+    rows,
+    small_sums,
+    sum_chunks,
+)
 
 CHUNK = 256
 """Positions a chunk: with more, a tile takes more products with keys; with fewer, there are more sums to move."""
@@ -35,18 +50,24 @@ TILE = 64
 PROGRAMS = 1024
 """What does not change from tile to tile of a chunk is read once for several, as long as so many programs are left."""
 
-PRODUCTS = 64
-"""Of two elements, as many as make a group, which are in registers together."""
+WRITTEN = 3
+"""Pairs of blocks whose sums are in registers together."""
+
+ON_CHIP = 48 * 1024
+"""Bytes of shared memory for the sums that a program reads, so that there is room for several programs."""
 
 
 @triton.jit
 def _outputs(
-    q_ptr, k_ptr, v_ptr, S_ptr, z_ptr, y_ptr, den_ptr,
-    H, N, V, F, span, chunks, tiles, qb, qh, qn, kb, kh, kn, vb, vh, vn, scale, eps,
-    K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, FEW: tl.constexpr, GROUPS: tl.constexpr,
-    HAS_PAST: tl.constexpr, PRECISION: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, S_ptr, z_ptr, base_S_ptr, base_z_ptr, y_ptr, den_ptr,
+    H, N, V, span, chunks, steps, tiles, qb, qh, qn, kb, kh, kn, vb, vh, vn, scale, eps,
+    K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, R: tl.constexpr, BLOCKS: tl.constexpr,
+    HELD: tl.constexpr, HAS_PAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Outputs of some `tiles` of queries of one chunk, and the sums of similarities that they are divided by."""
+    """Outputs of some `tiles` of queries of one chunk, and the sums of similarities that they are divided by.
+
+    With HELD the sums before the chunk stay on the chip from tile to tile.
+    """
     sequence = tl.program_id(1).to(tl.int64)
     v, c, d = tl.program_id(2) * BV + tl.arange(0, BV), tl.arange(0, C), tl.arange(0, BK)
     b, h = sequence // H, sequence % H
@@ -57,19 +78,21 @@ def _outputs(
     den_ptr += sequence * N
     begin = tl.program_id(0) * tiles * C
     chunk = begin // span
+    S2 = ()
     if HAS_PAST:
-        S_ptr += (sequence * chunks + chunk) * F * V
-        z_ptr += (sequence * chunks + chunk) * F
-        S0, S1, z0, z1, z2 = small_sums(S_ptr, z_ptr, v, V, K, BK)
+        past = before(S_ptr, z_ptr, base_S_ptr, base_z_ptr, sequence, chunk, steps, chunks, V, K, R)
+        S0, S1, z0, z1, z2 = small_sums(past, v, V, scale, K, BK, R)
+        if HELD:
+            for i in tl.static_range(BLOCKS):
+                for j in tl.static_range(i, BLOCKS):
+                    S2 += (pair_sums(past, i, j, v, V, scale, BLOCKS).to(q_ptr.dtype.element_ty),)
     for start in range(begin, tl.minimum(begin + tiles * C, N), C):
         n = start + c
         inside = n < N
         q = rows(q_ptr, n, inside, qn, d, K)
         num, den = tl.zeros([C, BV], tl.float32), tl.zeros([C], tl.float32)
         if HAS_PAST:
-            num, den = read(
-                q_ptr, n, inside, qn, q, S_ptr, S0, S1, z0, z1, z2, v, V, scale, K, BK, FEW, GROUPS, PRECISION
-            )
+            num, den = read(q_ptr, n, inside, qn, q, S2, S0, S1, z0, z1, z2, past, v, V, scale, K, BLOCKS, PRECISION)
         for first in range(chunk * span, start, C):
             m, all_of = first + c, tl.full([C], True, tl.int1)
             k, u = rows(k_ptr, m, all_of, kn, d, K), rows(v_ptr, m, all_of, vn, v, V)
@@ -103,9 +126,9 @@ def _by_numerator(y_ptr, den_ptr, dy_ptr, u_ptr, e_ptr, R, V, BV: tl.constexpr, 
 
 @triton.jit
 def _queries_backward(
-    q_ptr, k_ptr, v_ptr, u_ptr, e_ptr, S_ptr, z_ptr, dq_ptr,
-    H, N, V, F, span, chunks, qb, qh, qn, kb, kh, kn, vb, vh, vn, scale,
-    K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, FEW: tl.constexpr, GROUPS: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, u_ptr, e_ptr, S_ptr, z_ptr, base_S_ptr, base_z_ptr, dq_ptr,
+    H, N, V, span, chunks, steps, qb, qh, qn, kb, kh, kn, vb, vh, vn, scale,
+    K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, R: tl.constexpr, BLOCKS: tl.constexpr,
     HAS_PAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradients of a tile of queries."""
@@ -124,10 +147,9 @@ def _queries_backward(
     e = tl.load(e_ptr + row, mask=inside, other=0.0)
     dq = tl.zeros([C, BK], tl.float32)
     if HAS_PAST:
-        S_ptr += (sequence * chunks + chunk) * F * V
-        z_ptr += (sequence * chunks + chunk) * F
-        _, S1, _, z1, z2 = small_sums(S_ptr, z_ptr, v, V, K, BK)
-        dq = gradient(q_ptr, n, inside, qn, q, u, e, S_ptr, S1, z1, z2, v, V, scale, K, BK, FEW, GROUPS, PRECISION)
+        past = before(S_ptr, z_ptr, base_S_ptr, base_z_ptr, sequence, chunk, steps, chunks, V, K, R)
+        _, S1, _, z1, z2 = small_sums(past, v, V, scale, K, BK, R)
+        dq = gradient(q_ptr, n, inside, qn, q, u, e, S1, z1, z2, past, v, V, scale, K, BK, BLOCKS, PRECISION)
     for first in range(chunk * span, start + C, C):
         m = first + c
         k, value = rows(k_ptr, m, m < N, kn, d, K), rows(v_ptr, m, m < N, vn, v, V)
@@ -141,9 +163,9 @@ def _queries_backward(
 
 @triton.jit
 def _keys_backward(
-    q_ptr, k_ptr, v_ptr, u_ptr, e_ptr, R_ptr, r_ptr, dk_ptr, dv_ptr,
-    H, N, V, F, span, chunks, qb, qh, qn, kb, kh, kn, vb, vh, vn, scale,
-    K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, FEW: tl.constexpr, GROUPS: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, u_ptr, e_ptr, S_ptr, z_ptr, base_S_ptr, base_z_ptr, dk_ptr, dv_ptr,
+    H, N, V, span, chunks, steps, qb, qh, qn, kb, kh, kn, vb, vh, vn, scale,
+    K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, R: tl.constexpr, BLOCKS: tl.constexpr,
     HAS_PAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradients of a tile of keys and values: they read what the queries after them have written."""
@@ -161,14 +183,11 @@ def _keys_backward(
     k, value = rows(k_ptr, n, inside, kn, d, K), rows(v_ptr, n, inside, vn, v, V)
     dk, dv = tl.zeros([C, BK], tl.float32), tl.zeros([C, BV], tl.float32)
     if HAS_PAST:
-        R_ptr += (sequence * chunks + chunk) * F * V
-        r_ptr += (sequence * chunks + chunk) * F
-        ones = inside.to(tl.float32)
-        R0, R1, r0, r1, r2 = small_sums(R_ptr, r_ptr, v, V, K, BK)
-        dv, _ = read(k_ptr, n, inside, kn, k, R_ptr, R0, R1, r0, r1, r2, v, V, scale, K, BK, FEW, GROUPS, PRECISION)
-        dk = gradient(
-            k_ptr, n, inside, kn, k, value, ones, R_ptr, R1, r1, r2, v, V, scale, K, BK, FEW, GROUPS, PRECISION
-        )
+        ones, order = inside.to(tl.float32), chunks - 1 - chunk
+        after = before(S_ptr, z_ptr, base_S_ptr, base_z_ptr, sequence, order, steps, chunks, V, K, R)
+        S0, S1, z0, z1, z2 = small_sums(after, v, V, scale, K, BK, R)
+        dv, _ = read(k_ptr, n, inside, kn, k, (), S0, S1, z0, z1, z2, after, v, V, scale, K, BLOCKS, PRECISION)
+        dk = gradient(k_ptr, n, inside, kn, k, value, ones, S1, z1, z2, after, v, V, scale, K, BK, BLOCKS, PRECISION)
     for first in range(start, tl.minimum((chunk + 1) * span, N), C):
         m = first + c
         at = sequence * N + m
@@ -191,29 +210,57 @@ State = tuple[Tensor, Tensor]
 """S and z."""
 
 
-def _sum(x: Tensor, u: Tensor, e: Tensor | None, sums: State, first: State | None, last: State | None) -> None:
-    """Make the `sums` before each chunk, [B, H, chunks, F, V] and [B, H, chunks, F], with `e` those after it.
+class Sums(NamedTuple):
+    """What was summed before each chunk, as `kernels.taylor_sums_triton` has it, in float32.
+
+    Of bfloat16 inputs S and its base are in bfloat16; all are of no elements where nothing comes before any chunk.
+    """
+
+    S: Tensor
+    """[B, H, chunks, R, V]: after each chunk, since its segment began."""
+    z: Tensor
+    """[B, H, chunks, (K + 1)^2]"""
+    base: Tensor
+    """[B, H, segments, R, V]: before each segment."""
+    base_of_z: Tensor
+    """[B, H, segments, (K + 1)^2]"""
+
+
+def _sum(x: Tensor, u: Tensor, e: Tensor | None, sums: Sums, first: State | None, last: State | None) -> None:
+    """Make the `sums` before each chunk, with `e` those after it.
 
     `first`: a state to start from; `last`: where to write the one that is left.
     """
     (B, H, N, K), V = x.shape, u.shape[-1]
-    F, chunks = feature_count(K), ceil(N, CHUNK)
+    chunks, steps = ceil(N, CHUNK), _steps(B * H, N, V)
+    segments = ceil(chunks, steps)
     _, weight = factors(K, x.device)
-    blocks, BV = _blocks(K, x.dtype, 4 * PRODUCTS // x.itemsize), _width(V, 64)
-    wide = {"BX": max(64, triton.next_power_of_2(K + 1)), "BV": BV, "HAS_E": e is not None}
-    sum_chunk[(B * H, chunks, blocks["GROUPS"] * ceil(V, BV))](
-        x, u, e, *sums, H, N, V, F, CHUNK, *x.stride()[:3], *u.stride()[:3], **blocks, **wide
-    )
-    T, size = min(8, triton.next_power_of_2(chunks)), 512
-    for i, width in enumerate((V, 1)):
+    BV = max(64, _width(V, 64))
+    pairs = pair_count(K)
+    few = min(pairs, WRITTEN if x.itemsize == 2 else 1)
+    sum_chunks[(B * H, segments, ceil(pairs, few) * ceil(V, BV))](
+        x, u, e, sums.S, sums.z, H, N, V, CHUNK, chunks, steps, *x.stride()[:3], *u.stride()[:3],
+        K=K, BX=max(16, triton.next_power_of_2(K + 1)), BV=BV, C=TILE, **_rows(K), PAIRS=few,
+        GROUPS=ceil(pairs, few), HAS_E=e is not None, REVERSE=e is not None, **_options(x.dtype),
+    )  # fmt: skip
+    if first is None and last is None and segments == 1:
+        return
+    T, size = min(8, triton.next_power_of_2(segments)), 512
+    for i, (place, width) in enumerate(zip(places(K, x.device), (V, 1), strict=True)):
         given, left = (None if state is None else state[i] for state in (first, last))
-        scan_chunks[(B * H, ceil(F * width, size))](
-            sums[i], given, left, weight, chunks, F, width, T, size, given is not None, left is not None, e is not None
+        add_segments[(B * H, ceil(len(place) * width, size))](
+            sums[i], sums[2 + i], given, left, weight, place, chunks, steps, len(weight), len(place), width, T, size
         )
 
 
-Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-"""y [B, H, N, V], S and z after all tokens, the sums that were divided by [B, H, N], S and z before each chunk."""
+def _past(sums: Sums, first: object | None) -> list[Tensor | None]:
+    """The arguments by which kernels read the sums: no base where all of it is nothing."""
+    based = first is not None or sums.base.shape[2] > 1
+    return [sums.S, sums.z, *((sums.base, sums.base_of_z) if based else (None, None))]
+
+
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+"""y [B, H, N, V], S and z after all tokens, the sums that were divided by [B, H, N], and `Sums`."""
 
 
 @torch.library.custom_op("recallbench::taylor_attention", mutates_args=())
@@ -221,18 +268,20 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, S: Tensor | None, z: Tensor | No
     q, k, v = by_rows(q, k, v)
     first = None if S is None or z is None else (S.contiguous(), z.contiguous())
     (B, H, N, K), V = q.shape, v.shape[-1]
-    y, last_S, last_z, den, sum_S, sum_z = _empty_outputs(q, v, S, z, final)
-    BV = _width(V, 64)
+    y, last_S, last_z, den, *held = _empty_outputs(q, v, S, z, final)
+    sums, BV = Sums(*held), _width(V, 64)
     with torch.cuda.device_of(q):
         if _has_past(q, first) or final:
-            _sum(k, v, None, (sum_S, sum_z), first, (last_S, last_z) if final else None)
+            _sum(k, v, None, sums, first, (last_S, last_z) if final else None)
         tiles = _tiles(B * H * ceil(N, TILE) * ceil(V, BV))
         _outputs[(ceil(N, tiles * TILE), B * H, ceil(V, BV))](
-            q, k, v, sum_S, sum_z, y, den, H, N, V, feature_count(K), CHUNK, ceil(N, CHUNK), tiles,
+            q, k, v, *_past(sums, first), y, den,
+            H, N, V, CHUNK, ceil(N, CHUNK), _steps(B * H, N, V), tiles,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], K**-0.5, eps,
-            BV=BV, HAS_PAST=_has_past(q, first), **_blocks(K, q.dtype),
+            K=K, BK=max(16, triton.next_power_of_2(K)), BV=BV, C=TILE, **_rows(K),
+            HELD=pair_count(K) * 64 * BV * q.itemsize <= ON_CHIP, HAS_PAST=_has_past(q, first), **_options(q.dtype),
         )  # fmt: skip
-    return y, last_S, last_z, den, sum_S, sum_z
+    return y, last_S, last_z, den, *sums
 
 
 @_attention.register_fake
@@ -246,8 +295,8 @@ Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 @torch.library.custom_op("recallbench::taylor_attention_backward", mutates_args=())
 def _gradients(
-    q: Tensor, k: Tensor, v: Tensor, S: Tensor | None, z: Tensor | None,
-    y: Tensor, den: Tensor, sum_S: Tensor, sum_z: Tensor, dy: Tensor, dlast_S: Tensor | None, dlast_z: Tensor | None,
+    q: Tensor, k: Tensor, v: Tensor, S: Tensor | None, z: Tensor | None, y: Tensor, den: Tensor, sums: list[Tensor],
+    dy: Tensor, dlast_S: Tensor | None, dlast_z: Tensor | None,
 ) -> Gradients:  # fmt: skip
     q, k, v = by_rows(q, k, v)
     (B, H, N, K), V = q.shape, v.shape[-1]
@@ -256,44 +305,47 @@ def _gradients(
     dS, dz = _empty_state_gradients(q, v, S)
     first = None if S is None or z is None else (S, z)
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
-    sizes = (H, N, V, feature_count(K), CHUNK, ceil(N, CHUNK), *strides, K**-0.5)
-    grid, BV, blocks = (ceil(N, TILE), B * H), _width(V, 128), _blocks(K, q.dtype)
-    later = torch.empty_like(sum_S), torch.empty_like(sum_z)
+    sizes = (H, N, V, CHUNK, ceil(N, CHUNK), _steps(B * H, N, V), *strides, K**-0.5)
+    fixed = {"K": K, "BK": max(16, triton.next_power_of_2(K)), "BV": _width(V, 128), "C": TILE, **_rows(K)}
+    fixed |= _options(q.dtype)
+    later, grid = Sums(*(torch.empty_like(t) for t in sums)), (ceil(N, TILE), B * H)
     with torch.cuda.device_of(q):
-        _by_numerator[(ceil(B * H * N, 32),)](y, den, dy.contiguous(), u, e, B * H * N, V, BV, 32)
+        _by_numerator[(ceil(B * H * N, 32),)](y, den, dy.contiguous(), u, e, B * H * N, V, _width(V, 128), 32)
         if _has_past(q, last) or S is not None:
             _sum(q, u, e, later, last, None if S is None else (dS, dz))
-        _queries_backward[grid](q, k, v, u, e, sum_S, sum_z, dq, *sizes, BV=BV, HAS_PAST=_has_past(q, first), **blocks)
-        _keys_backward[grid](q, k, v, u, e, *later, dk, dv, *sizes, BV=BV, HAS_PAST=_has_past(q, last), **blocks)
+        _queries_backward[grid](
+            q, k, v, u, e, *_past(Sums(*sums), first), dq, *sizes, HAS_PAST=_has_past(q, first), **fixed
+        )
+        _keys_backward[grid](q, k, v, u, e, *_past(later, last), dk, dv, *sizes, HAS_PAST=_has_past(q, last), **fixed)
     return dq, dk, dv, dS, dz
 
 
 @_gradients.register_fake
 def _(
-    q: Tensor, k: Tensor, v: Tensor, S: Tensor | None, z: Tensor | None,
-    y: Tensor, den: Tensor, sum_S: Tensor, sum_z: Tensor, dy: Tensor, dlast_S: Tensor | None, dlast_z: Tensor | None,
+    q: Tensor, k: Tensor, v: Tensor, S: Tensor | None, z: Tensor | None, y: Tensor, den: Tensor, sums: list[Tensor],
+    dy: Tensor, dlast_S: Tensor | None, dlast_z: Tensor | None,
 ) -> Gradients:  # fmt: skip
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), *_empty_state_gradients(q, v, S)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
     *tensors, _, _ = inputs
-    y, _, _, den, sum_S, sum_z = output
-    ctx.mark_non_differentiable(den, sum_S, sum_z)
+    y, _, _, den, *sums = output
+    ctx.mark_non_differentiable(den, *sums)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, y, den, sum_S, sum_z)
+    ctx.save_for_backward(*tensors, y, den, *sums)
 
 
 def _backward(
     ctx: Any, dy: Tensor | None, dlast_S: Tensor | None, dlast_z: Tensor | None, *unused: None
 ) -> tuple[Tensor | None, ...]:
-    q, k, v, S, z, y, den, sum_S, sum_z = ctx.saved_tensors
+    q, k, v, S, z, y, den, *sums = ctx.saved_tensors
     dy = torch.zeros_like(y) if dy is None else dy
     if (dlast_S is None) != (dlast_z is None):
         shape = (*q.shape[:2], feature_count(q.shape[-1]))
         dlast_S = y.new_zeros(*shape, v.shape[-1]) if dlast_S is None else dlast_S
         dlast_z = y.new_zeros(shape) if dlast_z is None else dlast_z
-    dq, dk, dv, dS, dz = _gradients(q, k, v, S, z, y, den, sum_S, sum_z, dy, dlast_S, dlast_z)
+    dq, dk, dv, dS, dz = _gradients(q, k, v, S, z, y, den, sums, dy, dlast_S, dlast_z)
     return dq, dk, dv, None if S is None else dS.to(S.dtype), None if z is None else dz.to(z.dtype), None, None
 
 
@@ -308,9 +360,8 @@ def _(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Outputs, 
         None if t is None else (t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)).flatten(0, 1)
         for t, dim in zip(tensors, in_dims, strict=False)
     ]
-    outputs = _attention(*merged, eps, final)
-    y, last_S, last_z, den, sum_S, sum_z = (t.unflatten(0, (info.batch_size, -1)) for t in outputs)
-    return (y, last_S, last_z, den, sum_S, sum_z), 6 * (0,)
+    y, last_S, last_z, den, *sums = (t.unflatten(0, (info.batch_size, -1)) for t in _attention(*merged, eps, final))
+    return (y, last_S, last_z, den, *Sums(*sums)), 8 * (0,)
 
 
 def fused_taylor_attention(
@@ -337,14 +388,18 @@ def _empty_outputs(q: Tensor, v: Tensor, S: Tensor | None, z: Tensor | None, fin
     (B, H, N, K), V = q.shape, v.shape[-1]
     F = feature_count(K)
     of_S, of_z = (torch.float32 if t is None else t.dtype for t in (S, z))
+    of_sums = q.dtype if q.dtype == torch.bfloat16 else torch.float32
     chunks = ceil(N, CHUNK) if final or _has_past(q, S) else 0
+    segments = ceil(chunks, _steps(B * H, N, V))
     return (
         v.new_empty(v.shape),
         v.new_empty(B, H, F if final else 0, V, dtype=of_S),
         v.new_empty(B, H, F if final else 0, dtype=of_z),
         v.new_empty(B, H, N, dtype=torch.float32),
-        v.new_empty(B, H, chunks, F, V, dtype=q.dtype if q.dtype == torch.bfloat16 else torch.float32),
-        v.new_empty(B, H, chunks, F, dtype=torch.float32),
+        v.new_empty(B, H, chunks, row_count(K), V, dtype=of_sums),
+        v.new_empty(B, H, chunks, (K + 1) ** 2, dtype=torch.float32),
+        v.new_empty(B, H, segments, row_count(K), V, dtype=of_sums),
+        v.new_empty(B, H, segments, (K + 1) ** 2, dtype=torch.float32),
     )
 
 
@@ -361,9 +416,22 @@ def _tiles(count: int) -> int:
     return tiles
 
 
+def _steps(sequences: int, N: int, V: int) -> int:
+    """How many chunks a program sums one after the other, a power of two."""
+    chunks, steps = ceil(N, CHUNK), 1
+    while steps < chunks and sequences * ceil(chunks, 2 * steps) * ceil(V, 64) >= PROGRAMS:
+        steps *= 2
+    return steps
+
+
 def _has_past(q: Tensor, first: object | None) -> bool:
     """Whether any chunk has anything before it, or after it."""
     return first is not None or q.shape[2] > CHUNK
+
+
+def _rows(K: int) -> dict[str, int]:
+    """Rows of sums."""
+    return {"R": row_count(K), "BLOCKS": ceil(K, 8)}
 
 
 def _width(V: int, most: int) -> int:
@@ -371,17 +439,6 @@ def _width(V: int, most: int) -> int:
     return max(16, min(int(triton.next_power_of_2(V)), most))
 
 
-def _blocks(K: int, dtype: torch.dtype, products: int = PRODUCTS) -> dict[str, Any]:
-    """Block sizes and the compiler's options."""
-    BK = max(16, triton.next_power_of_2(K))
-    few = max(1, products // BK)
-    return {
-        "K": K,
-        "BK": BK,
-        "C": TILE,
-        "FEW": few,
-        "GROUPS": ceil(K, few),
-        "PRECISION": "tf32x3" if dtype == torch.float32 else "ieee",
-        "num_warps": 4,
-        "num_stages": 3,  # with 1, kernels ended in illegal accesses (triton 3.6, an H100)
-    }
+def _options(dtype: torch.dtype) -> dict[str, Any]:
+    """Of all kernels; with one stage, kernels ended in illegal accesses (triton 3.6, an H100)."""
+    return {"PRECISION": "tf32x3" if dtype == torch.float32 else "ieee", "num_warps": 4, "num_stages": 3}

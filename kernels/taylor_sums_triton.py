@@ -9,19 +9,29 @@ so that what all writers before have brought, values u with weights e, is read f
     sum of w u = S0 + x S1 / sqrt(K) + (x x^T) S2 / 2K   with S0 = sum of u, S1 of x' u^T, S2 of (x' x'^T) u^T
     sum of w e = z0 + x z1 / sqrt(K) + x z2 x^T / 2K     with z0 = sum of e, z1 of e x',   z2 of e x' x'^T.
 
-Memory holds each distinct product once, F of them, in the order of `kernels.taylor_features`, without its weights. On
-the chip all K^2 products of S2 are features: they are the outer product of two rows as it is, without a table of which,
-and matrix products take them in groups of FEW elements with all others.
+A state holds each distinct product once, F of them (`kernels.taylor_features`). Between these kernels products are as
+the chip makes them, without a table of which: the outer product of two blocks of 8 elements, 64 at a time, for each
+pair of blocks but their mirror images. So S is [R, V], the 64 rows of each pair and then S1 and S0, and z is
+[K + 1, K + 1], of x and a 1 after it.
+
+Chunks are summed in the order in which sums are wanted, a segment of some `steps` of them by one program, which leaves
+after each the sums since the first. What came before the segment is a base, so that the sums before a chunk are two.
 """
 
 # Triton has no types for launches, nor for functions of kernels that return several tensors.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 
+from functools import cache
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.taylor_features import feature_count
+from kernels.taylor_features import feature_count, features
+
+BLOCK = tl.constexpr(8)
+"""Elements a block."""
 
 
 @triton.jit
@@ -31,69 +41,102 @@ def rows(x_ptr, n, inside, stride, d, D):
 
 
 @triton.jit
-def products(few, x):
-    """A few elements with each, row by row: [C, FEW], [C, BK] -> [C, FEW BK]."""
-    return tl.reshape(few[:, :, None] * x[:, None, :], (few.shape[0], few.shape[1] * x.shape[1]))
+def block(x_ptr, n, inside, stride, a, K: tl.constexpr):
+    """Block a of the elements of the rows n: [C, 8]."""
+    return rows(x_ptr, n, inside, stride, tl.arange(0, BLOCK) + a * BLOCK, K)
 
 
 @triton.jit
-def place(i, j, K: tl.constexpr):
-    """Where among the F products that of elements i and j is kept, K being the 1."""
-    low, high = tl.minimum(i, j), tl.maximum(i, j)
-    pair = 1 + K + low * K - low * (low - 1) // 2 + high - low
-    return tl.where(high < K, pair, tl.where(low < K, 1 + low, 0))
+def before(S_ptr, z_ptr, base_S_ptr, base_z_ptr, sequence, order, steps, chunks, V, K: tl.constexpr, R: tl.constexpr):
+    """Where the sums before the chunk that comes `order`-th are, those since the first of its segment and their base.
+
+    **Returns** pointers to S and z, whether there is a chunk before it in its segment, and pointers to their bases.
+    """
+    at = sequence * chunks + order - 1
+    S_ptr += at * R * V
+    z_ptr += at * (K + 1) * (K + 1)
+    if base_S_ptr is not None:
+        segment = sequence * tl.cdiv(chunks, steps) + order // steps
+        base_S_ptr += segment * R * V
+        base_z_ptr += segment * (K + 1) * (K + 1)
+    return S_ptr, z_ptr, order % steps > 0, base_S_ptr, base_z_ptr
 
 
 @triton.jit
-def sums_of(S_ptr, i, j, v, V, K: tl.constexpr):
-    """The sums for the products of elements i and j: [.., BV]."""
-    at, there = place(i, j, K)[:, None] * V + v[None, :], ((i < K) & (j <= K))[:, None] & (v < V)[None, :]
-    return tl.load(S_ptr + at, mask=there, other=0.0)
+def _load(ptr, base_ptr, begun, at, there):
+    """What was summed at some places: in float32."""
+    total = tl.load(ptr + at, mask=there & begun, other=0.0).to(tl.float32)
+    if base_ptr is not None:
+        total += tl.load(base_ptr + at, mask=there, other=0.0).to(tl.float32)
+    return total
 
 
 @triton.jit
-def small_sums(S_ptr, z_ptr, v, V, K: tl.constexpr, BK: tl.constexpr):
-    """All but S2: S0 [BV], S1 [BK, BV], z0, z1 [BK] and z2 [BK, BK]."""
-    d, one = tl.arange(0, BK), tl.full([BK], K, tl.int32)
-    S0 = tl.load(S_ptr + v, mask=v < V, other=0.0).to(tl.float32)
-    z1 = tl.load(z_ptr + 1 + d, mask=d < K, other=0.0)
-    inside = (d < K)[:, None] & (d < K)[None, :]
-    z2 = tl.load(z_ptr + place(d[:, None], d[None, :], K), mask=inside, other=0.0)
-    return S0, sums_of(S_ptr, d, one, v, V, K), tl.load(z_ptr), z1, z2
+def small_sums(past, v, V, scale, K: tl.constexpr, BK: tl.constexpr, R: tl.constexpr):
+    """All but S2: S0 [BV] and z0, and with their factors S1 [BK, BV], z1 [BK] and z2 [BK, BK]."""
+    S_ptr, z_ptr, begun, base_S_ptr, base_z_ptr = past
+    d = tl.arange(0, BK)
+    S0 = _load(S_ptr, base_S_ptr, begun, (R - 1) * V + v, v < V)
+    at, there = (d + (R - K - 1))[:, None] * V + v[None, :], (d < K)[:, None] & (v < V)[None, :]
+    S1 = scale * _load(S_ptr, base_S_ptr, begun, at, there)
+    z0 = _load(z_ptr, base_z_ptr, begun, K * (K + 1) + K, True)
+    z1 = scale * _load(z_ptr, base_z_ptr, begun, d * (K + 1) + K, d < K)
+    at, there = d[:, None] * (K + 1) + d[None, :], (d < K)[:, None] & (d < K)[None, :]
+    return S0, S1, z0, z1, 0.5 * scale * scale * _load(z_ptr, base_z_ptr, begun, at, there)
+
+
+@triton.jit
+def pair_sums(past, a: tl.constexpr, b: tl.constexpr, v, V, scale, BLOCKS: tl.constexpr):
+    """S2 for the products of block a with block b, [64, BV] with its factor: twice where there is a mirror image."""
+    S_ptr, _, begun, base_S_ptr, _ = past
+    f = tl.arange(0, BLOCK * BLOCK) + ((a * (2 * BLOCKS - a - 1)) // 2 + b) * BLOCK * BLOCK
+    at = f[:, None] * V + v[None, :]
+    return (scale * scale if a < b else 0.5 * scale * scale) * _load(S_ptr, base_S_ptr, begun, at, (v < V)[None, :])
 
 
 @triton.jit
 def read(
-    x_ptr, n, inside, stride, x, S_ptr, S0, S1, z0, z1, z2, v, V, scale,
-    K: tl.constexpr, BK: tl.constexpr, FEW: tl.constexpr, GROUPS: tl.constexpr, PRECISION: tl.constexpr,
+    x_ptr, n, inside, stride, x, S2, S0, S1, z0, z1, z2, past, v, V, scale,
+    K: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The sums of w u [C, BV] and of w e [C] that readers x [C, BK] find."""
-    f = tl.arange(0, FEW * BK)
-    num = tl.zeros([x.shape[0], v.shape[0]], tl.float32)
-    for g in range(GROUPS):
-        few = rows(x_ptr, n, inside, stride, g * FEW + tl.arange(0, FEW), K)
-        S2 = sums_of(S_ptr, g * FEW + f // BK, f % BK, v, V, K).to(x.dtype)
-        num = tl.dot(products(few, x), S2, num, input_precision=PRECISION)
-    num = S0[None, :] + scale * (tl.dot(x, S1.to(x.dtype), input_precision=PRECISION) + 0.5 * scale * num)
-    den = scale * x.to(tl.float32) * (z1[None, :] + 0.5 * scale * _through(x, z2, PRECISION))
-    return num, z0 + tl.sum(den, 1)
+    """The sums of w u [C, BV] and of w e [C] that readers x [C, BK] find; S2 are pairs on the chip, or none."""
+    num = tl.zeros([x.shape[0], v.shape[0]], tl.float32) + S0[None, :]
+    num = tl.dot(x, S1.to(x.dtype), num, input_precision=PRECISION)
+    for a in tl.static_range(BLOCKS):
+        for b in tl.static_range(a, BLOCKS):
+            if len(S2) > 0:
+                S = S2[(a * (2 * BLOCKS - a - 1)) // 2 + b]
+            else:
+                S = pair_sums(past, a, b, v, V, scale, BLOCKS).to(x.dtype)
+            left, right = block(x_ptr, n, inside, stride, a, K), block(x_ptr, n, inside, stride, b, K)
+            phi = tl.reshape(left[:, :, None] * right[:, None, :], (x.shape[0], BLOCK * BLOCK))
+            num = tl.dot(phi, S, num, input_precision=PRECISION)
+    return num, z0 + tl.sum(x.to(tl.float32) * (z1[None, :] + _through(x, z2, PRECISION)), 1)
 
 
 @triton.jit
 def gradient(
-    x_ptr, n, inside, stride, x, u, e, S_ptr, S1, z1, z2, v, V, scale,
-    K: tl.constexpr, BK: tl.constexpr, FEW: tl.constexpr, GROUPS: tl.constexpr, PRECISION: tl.constexpr,
+    x_ptr, n, inside, stride, x, u, e, S1, z1, z2, past, v, V, scale,
+    K: tl.constexpr, BK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What u [C, BV] times the sum of w u, and e [C] times that of w e, give to the readers: [C, BK]."""
-    f = tl.arange(0, FEW * BK)
-    dx = tl.zeros([x.shape[0], BK], tl.float32)
-    for g in range(GROUPS):
-        few = rows(x_ptr, n, inside, stride, g * FEW + tl.arange(0, FEW), K).to(tl.float32)
-        S2 = sums_of(S_ptr, g * FEW + f // BK, f % BK, v, V, K).to(x.dtype)
-        each = tl.reshape(tl.dot(u, S2.T, input_precision=PRECISION), (x.shape[0], FEW, BK))
-        dx += tl.sum(each * few[:, :, None], 1)  # half of it twice, as S2 is symmetric
-    dx = scale * (tl.dot(u, S1.to(x.dtype).T, input_precision=PRECISION) + scale * dx)
-    return dx + scale * e[:, None] * (z1[None, :] + scale * _through(x, z2, PRECISION))
+    dx = tl.dot(u, S1.to(x.dtype).T, input_precision=PRECISION)
+    for a in tl.static_range(BLOCKS):
+        for b in tl.static_range(a, BLOCKS):
+            S = pair_sums(past, a, b, v, V, scale, BLOCKS).to(x.dtype)
+            each = tl.reshape(tl.dot(u, S.T, input_precision=PRECISION), (x.shape[0], BLOCK, BLOCK))
+            left = block(x_ptr, n, inside, stride, a, K).to(tl.float32)
+            right = block(x_ptr, n, inside, stride, b, K).to(tl.float32)
+            dx += _at_block(a, tl.sum(each * right[:, None, :], 2), BK)
+            dx += _at_block(b, tl.sum(each * left[:, :, None], 1), BK)
+    return dx + e[:, None] * (z1[None, :] + 2 * _through(x, z2, PRECISION))
+
+
+@triton.jit
+def _at_block(a, part, BK: tl.constexpr):
+    """The elements [C, 8] as block a of [C, BK], zeros elsewhere."""
+    wide = tl.broadcast_to(part[:, None, :], (part.shape[0], BK // BLOCK, BLOCK)).reshape(part.shape[0], BK)
+    return tl.where((tl.arange(0, BK) // BLOCK == a)[None, :], wide, 0.0)
 
 
 @triton.jit
@@ -103,104 +146,164 @@ def _through(x, z2, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def sum_chunk(
-    x_ptr, u_ptr, e_ptr, S_ptr, z_ptr, H, N, V, F, span, xb, xh, xn, ub, uh, un,
-    K: tl.constexpr, BK: tl.constexpr, BX: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, FEW: tl.constexpr,
-    GROUPS: tl.constexpr, HAS_E: tl.constexpr, PRECISION: tl.constexpr,
+def sum_chunks(
+    x_ptr, u_ptr, e_ptr, S_ptr, z_ptr, H, N, V, span, chunks, steps, xb, xh, xn, ub, uh, un,
+    K: tl.constexpr, BX: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, R: tl.constexpr, BLOCKS: tl.constexpr,
+    PAIRS: tl.constexpr, GROUPS: tl.constexpr, HAS_E: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Sums over one chunk of `span` writers x with u and e, by default 1: of one group of products."""
-    sequence, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    """Sums over writers x with u and e, by default 1, after each of some `steps` chunks of a `span` of them.
+
+    A program takes PAIRS pairs of blocks, and the one that takes the first ones S0, S1 and z, too.
+    """
+    sequence = tl.program_id(0).to(tl.int64)
     group, v = tl.program_id(2) % GROUPS, tl.program_id(2) // GROUPS * BV + tl.arange(0, BV)
     x_ptr += sequence // H * xb + sequence % H * xh
     u_ptr += sequence // H * ub + sequence % H * uh
     if HAS_E:
         e_ptr += sequence * N
-    S_ptr += (sequence * tl.num_programs(1) + chunk) * F * V
-    z_ptr += (sequence * tl.num_programs(1) + chunk) * F
-    first, last, with_z = chunk * span, tl.minimum((chunk + 1) * span, N), tl.program_id(2) < GROUPS
-    if group == 0:  # which sums for S0 and S1, too
+    S_ptr += sequence * chunks * R * V
+    z_ptr += sequence * chunks * (K + 1) * (K + 1)
+    first = tl.program_id(1) * steps
+    last, with_z = tl.minimum(first + steps, chunks), tl.program_id(2) < GROUPS
+    if GROUPS == 1 or group == 0:
         _sum_group(
-            x_ptr, u_ptr, e_ptr, S_ptr, z_ptr, first, last, group, with_z, v, N, V, xn, un,
-            K, BK, BX, BV, C, FEW, True, HAS_E, PRECISION,
+            x_ptr, u_ptr, e_ptr, S_ptr, z_ptr, first, last, 0, with_z, v, N, V, span, chunks, xn, un,
+            K, BX, BV, C, R, BLOCKS, PAIRS, True, HAS_E, REVERSE, PRECISION,
         )  # fmt: skip
     else:
         _sum_group(
-            x_ptr, u_ptr, e_ptr, S_ptr, z_ptr, first, last, group, with_z, v, N, V, xn, un,
-            K, BK, BX, BV, C, FEW, False, HAS_E, PRECISION,
+            x_ptr, u_ptr, e_ptr, S_ptr, z_ptr, first, last, group * PAIRS, with_z, v, N, V, span, chunks, xn, un,
+            K, BX, BV, C, R, BLOCKS, PAIRS, False, HAS_E, REVERSE, PRECISION,
         )  # fmt: skip
 
 
 @triton.jit
 def _sum_group(
-    x_ptr, u_ptr, e_ptr, S_ptr, z_ptr, first, last, group, with_z, v, N, V, xn, un,
-    K: tl.constexpr, BK: tl.constexpr, BX: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, FEW: tl.constexpr,
-    LINEAR: tl.constexpr, HAS_E: tl.constexpr, PRECISION: tl.constexpr,
+    x_ptr, u_ptr, e_ptr, S_ptr, z_ptr, first, last, pair, with_z, v, N, V, span, chunks, xn, un,
+    K: tl.constexpr, BX: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, R: tl.constexpr, BLOCKS: tl.constexpr,
+    PAIRS: tl.constexpr, LINEAR: tl.constexpr, HAS_E: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A product takes 64 rows or more, so that those of x and the 1 are BX wide, zeros at the end; z is 16 wide."""
-    f, d, wide, column = tl.arange(0, FEW * BK), tl.arange(0, BK), tl.arange(0, BX), tl.arange(0, 16)
-    S2, z2 = tl.zeros([FEW * BK, BV], tl.float32), tl.zeros([FEW * BK, 16], tl.float32)
-    S1, z1 = tl.zeros([BX, BV], tl.float32), tl.zeros([BX, 16], tl.float32)
-    for start in range(first, last, C):
-        n = start + tl.arange(0, C)
-        inside = n < N
-        few = rows(x_ptr, n, inside, xn, group * FEW + tl.arange(0, FEW), K)
-        phi = products(few, rows(x_ptr, n, inside, xn, d, K)).T
-        u = rows(u_ptr, n, inside, un, v, V)
-        e = inside.to(tl.float32)
-        if HAS_E:
-            e = tl.load(e_ptr + n, mask=inside, other=0.0)
-        e = tl.where(column == 0, e[:, None], 0.0).to(phi.dtype)
-        S2, z2 = tl.dot(phi, u, S2, input_precision=PRECISION), tl.dot(phi, e, z2, input_precision=PRECISION)
+    """Values go down and products across, as the chip multiplies 64 rows or more at once; the 1 follows x."""
+    wide, f = tl.arange(0, BX), tl.arange(0, BLOCK * BLOCK)
+    S2 = ()
+    for _ in tl.static_range(PAIRS):
+        S2 += (tl.zeros([BV, BLOCK * BLOCK], tl.float32),)
+    S1, z = tl.zeros([BV, BX], tl.float32), tl.zeros([BX, BX], tl.float32)
+    for order in range(first, last):
+        chunk = chunks - 1 - order if REVERSE else order
+        for start in range(chunk * span, tl.minimum((chunk + 1) * span, N), C):
+            n = start + tl.arange(0, C)
+            inside = n < N
+            u = rows(u_ptr, n, inside, un, v, V)
+            new = ()
+            for p in tl.static_range(PAIRS):
+                a, b = _blocks_of(pair + p, BLOCKS)
+                phi = _products(x_ptr, n, inside, xn, a, b, K)
+                new += (tl.dot(u.T, phi, S2[p], input_precision=PRECISION),)
+            S2 = new
+            if LINEAR:
+                x = rows(x_ptr, n, inside, xn, wide, K)
+                x = tl.where(inside[:, None] & (wide == K)[None, :], 1.0, x).to(u.dtype)
+                S1 = tl.dot(u.T, x, S1, input_precision=PRECISION)
+                weighted = x
+                if HAS_E:
+                    weighted = (tl.load(e_ptr + n, mask=inside, other=0.0)[:, None] * x).to(x.dtype)
+                z = tl.dot(x.T, weighted, z, input_precision=PRECISION)
+        S_at = S_ptr + order * R * V
+        for p in tl.static_range(PAIRS):
+            _keep(S_at, f + (pair + p) * BLOCK * BLOCK, S2[p], R - K - 1, v, V)
         if LINEAR:
-            x = rows(x_ptr, n, inside, xn, wide, K)
-            x1 = tl.where(inside[:, None] & (wide == K)[None, :], 1.0, x).to(phi.dtype).T
-            S1, z1 = tl.dot(x1, u, S1, input_precision=PRECISION), tl.dot(x1, e, z1, input_precision=PRECISION)
-    i, j = group * FEW + f // BK, f % BK
-    _keep(S_ptr, z_ptr, S2, z2, place(i, j, K), (i <= j) & (j < K), v, V, with_z)
-    if LINEAR:
-        _keep(S_ptr, z_ptr, S1, z1, place(wide, tl.full([BX], K, tl.int32), K), wide <= K, v, V, with_z)
+            _keep(S_at, wide + (R - K - 1), S1, R, v, V)
+            i, j = wide[:, None], wide[None, :]
+            z_at = z_ptr + order * (K + 1) * (K + 1) + i * (K + 1) + j
+            tl.store(z_at, z, mask=(i <= K) & (j <= K) & with_z)
 
 
 @triton.jit
-def _keep(S_ptr, z_ptr, S, z, at, once, v, V, with_z):
-    """Write the sums S, and those of e in the first column of z, each where it is `once`."""
-    S = S.to(S_ptr.dtype.element_ty)
-    tl.store(S_ptr + at[:, None] * V + v[None, :], S, mask=once[:, None] & (v < V)[None, :])
-    tl.store(z_ptr + at, tl.sum(z, 1), mask=once & with_z)
+def _blocks_of(pair, BLOCKS: tl.constexpr):
+    """Which blocks a <= b are a pair, in the order of a and then of b."""
+    a = pair * 0
+    for r in tl.static_range(1, BLOCKS):
+        a += pair >= (r * (2 * BLOCKS - r + 1)) // 2
+    return a, pair - (a * (2 * BLOCKS - a - 1)) // 2
 
 
 @triton.jit
-def scan_chunks(
-    sum_ptr, first_ptr, last_ptr, weight_ptr, chunks, F, V,
-    T: tl.constexpr, SIZE: tl.constexpr, HAS_FIRST: tl.constexpr, HAS_LAST: tl.constexpr, REVERSE: tl.constexpr,
+def _products(x_ptr, n, inside, stride, a, b, K: tl.constexpr):
+    """The products of block a with block b, [C, 64], of which a thread makes and writes 8 neighbours at once."""
+    left = block(x_ptr, n, inside, stride, a, K)
+    left = tl.broadcast_to(left[:, :, None], (n.shape[0], BLOCK, BLOCK)).reshape(n.shape[0], BLOCK * BLOCK)
+    return left * rows(x_ptr, n, inside, stride, tl.arange(0, BLOCK * BLOCK) % BLOCK + b * BLOCK, K)
+
+
+@triton.jit
+def _keep(S_ptr, row, S, end, v, V):
+    """Write the sums S [BV, ..] as some of the rows before the `end`."""
+    S = S.T.to(S_ptr.dtype.element_ty)
+    tl.store(S_ptr + row[:, None] * V + v[None, :], S, mask=(row < end)[:, None] & (v < V)[None, :])
+
+
+@triton.jit
+def add_segments(
+    sum_ptr, base_ptr, first_ptr, last_ptr, weight_ptr, place_ptr, chunks, steps, F, R, V,
+    T: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
-    """The sums of each chunk become those of all chunks before it, or after it.
+    """The sums before each segment.
 
-    What came before the first, and goes on after the last, is a state, [F, V] with weights. T chunks are under way from
+    What came before the first, and goes on after the last, is a state, [F, V] with weights. T sums are under way from
     memory at a time.
     """
     sequence = tl.program_id(0).to(tl.int64)
     element = tl.program_id(1) * SIZE + tl.arange(0, SIZE)
-    inside = element < F * V
-    weight = tl.load(weight_ptr + element // V, mask=inside, other=1.0)
+    inside, segments = element < R * V, tl.cdiv(chunks, steps)
     total = tl.zeros([SIZE], tl.float32)
-    if HAS_FIRST:
-        total += tl.load(first_ptr + sequence * F * V + element, mask=inside, other=0.0).to(tl.float32) / weight
-    sum_ptr += sequence * chunks * F * V
-    for first in range(0, chunks, T):
+    place = tl.load(place_ptr + element // V, mask=inside, other=0)
+    f = tl.where(place < 0, -1 - place, place)
+    weight, at = tl.load(weight_ptr + f), sequence * F * V + f * V + element % V
+    if first_ptr is not None:
+        total += tl.load(first_ptr + at, mask=inside, other=0.0).to(tl.float32) / weight
+    sum_ptr += sequence * chunks * R * V + element
+    base_ptr += sequence * segments * R * V + element
+    for first in range(0, segments, T):
         new = ()
         for t in tl.static_range(T):
-            chunk = chunks - 1 - first - t if REVERSE else first + t
-            there = inside & (first + t < chunks)
-            new += (tl.load(sum_ptr + chunk * F * V + element, mask=there, other=0.0),)
+            chunk = tl.minimum((first + t + 1) * steps, chunks) - 1
+            new += (tl.load(sum_ptr + chunk * R * V, mask=inside & (first + t < segments), other=0.0),)
         for t in tl.static_range(T):
-            chunk = chunks - 1 - first - t if REVERSE else first + t
-            there = inside & (first + t < chunks)
-            tl.store(sum_ptr + chunk * F * V + element, total.to(sum_ptr.dtype.element_ty), mask=there)
+            there = inside & (first + t < segments)
+            tl.store(base_ptr + (first + t) * R * V, total.to(base_ptr.dtype.element_ty), mask=there)
             total += new[t].to(tl.float32)
-    if HAS_LAST:
-        at = last_ptr + sequence * F * V + element
-        tl.store(at, (total * weight).to(last_ptr.dtype.element_ty), mask=inside)
+    if last_ptr is not None:
+        tl.store(last_ptr + at, (total * weight).to(last_ptr.dtype.element_ty), mask=inside & (place >= 0))
+
+
+def row_count(K: int) -> int:
+    """R: 64 products a pair of blocks, the elements of x, and 1."""
+    return 64 * pair_count(K) + K + 1
+
+
+def pair_count(K: int) -> int:
+    """Pairs of blocks but their mirror images."""
+    blocks = ceil(K, BLOCK.value)
+    return blocks * (blocks + 1) // 2
+
+
+@cache
+def places(K: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """For the rows of S and the elements of z, which of the F features each is; -1 - f for one that another is, too.
+
+    Asked for within operations, so that neither a compiler nor a CUDA graph sees them made.
+    """
+    left, right, _ = features(K)
+    feature = torch.zeros(K + 1, K + 1, dtype=torch.int32, device="cpu")
+    feature[left, right] = torch.arange(len(left), dtype=torch.int32, device="cpu")
+    feature = feature.triu() - (1 + feature.T).tril(-1)
+    padded = torch.full((ceil(K, 8) * 8,) * 2, -1, dtype=torch.int32, device="cpu")  # what is past K is nothing
+    padded[:K, :K] = feature[:K, :K]
+    squares = padded.unflatten(1, (-1, 8)).unflatten(0, (-1, 8)).transpose(1, 2)  # [a, b, 8, 8]
+    a, b = torch.triu_indices(*squares.shape[:2], device="cpu")
+    of_S = torch.cat([squares[a, b].flatten(), feature[:, K]])
+    return of_S.to(device), feature.flatten().to(device)
 
 
 def check(q: Tensor, k: Tensor, v: Tensor, S: Tensor | None, z: Tensor | None) -> None:
