@@ -10,10 +10,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kernels.attention_step_triton import fused_attention_step
 from kernels.backend import Backend, takes_triton
+from kernels.sliding_window_prefill_triton import fused_sliding_window
+
+SHORT = 128
+"""Up to this N a GPU is sooner done with the kernels of a window that reaches over all positions than with torch's."""
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """`q`, `k`, `v` [B, H, N, K] -> [B, H, N, K]."""
+    N, K = q.shape[-2:]
+    if q.dtype != torch.float32 and N <= SHORT and takes_triton("sliding_window", None, (q, k, v), K=K, V=K):
+        return fused_sliding_window(q, k, v, N, None)
     if q.is_cuda and q.dtype == torch.float32 and q.shape[-1] % 4 == 0:
         # Under vmap `scaled_dot_product_attention` sees no gradient wanted, does not keep the log-sum-exp of the
         # scores, and its backward fails; asked for by name, the kernel it would choose keeps it.

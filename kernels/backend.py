@@ -29,8 +29,6 @@ class Serves(NamedTuple):
     """Whether it has a backward pass."""
     contiguous: bool = False
     """Whether its state must be."""
-    unasked: bool = True
-    """Whether it is chosen where nothing is asked for."""
 
 
 KERNELS = {
@@ -38,9 +36,8 @@ KERNELS = {
     "taylor_attention": Serves({"K": (5, 32), "V": (1, 128)}, gradient=True),
     "taylor_attention_step": Serves({"K": (1, 32), "V": (1, 256)}, WIDE + NARROW, contiguous=True),
     "attention_step": Serves({"K": (1, 256), "V": (1, 256)}, contiguous=True),
-    # Trained with at N = 64 and K = V = 128 it ended in an illegal access (triton 3.6, an H100), not yet understood.
-    "sliding_window": Serves({"K": (1, 256), "V": (1, 256)}, gradient=True, unasked=False),
-    "sliding_window_float32": Serves({"K": (1, 128), "V": (1, 128)}, gradient=True, unasked=False),
+    "sliding_window": Serves({"K": (1, 256), "V": (1, 256)}, gradient=True),
+    "sliding_window_float32": Serves({"K": (1, 128), "V": (1, 128)}, gradient=True),
     "sliding_window_step": Serves({"K": (1, 256), "V": (1, 256)}, contiguous=True),
     "based_step": Serves({"K": (1, 32), "V": (1, 256), "window_K": (1, 256), "window_V": (1, 256)}, contiguous=True),
     "short_conv": Serves({"k": (2, 8)}),
@@ -79,7 +76,7 @@ def takes_triton(
     if asked == "reference" or any(t.numel() == 0 for t in inputs):
         return False
     if asked is None:
-        return KERNELS[kernel].unasked and inputs[0].is_cuda and obstacle(kernel, inputs, state, sizes) is None
+        return inputs[0].is_cuda and obstacle(kernel, inputs, state, sizes) is None
     in_the_way = obstacle(kernel, inputs, state, sizes)
     if in_the_way:
         raise ValueError(f"{kernel} {in_the_way}; backend=reference computes it")

@@ -235,7 +235,8 @@ def _toward_queries(
     """All heads that read the keys, one after another; scores lie with keys down and queries across."""
     j = first + tl.arange(0, BN)
     for each in range(heads * turns):
-        h, turn = tl.cast(each // turns, tl.int64), each % turns
+        # A division by `turns` tells the compiler that it is not 0, and then loads for a first round are made for none.
+        h, turn = tl.cast(each // tl.maximum(turns, 1), tl.int64), each % tl.maximum(turns, 1)
         at = start + tl.where(turn < before, turn, turn + skipped) * BM
         n = at + tl.arange(0, BM)
         q = _load(q_ptr + h * qh, at, qn, N, BM, K, BK, MASKED)

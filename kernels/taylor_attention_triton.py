@@ -26,15 +26,19 @@ from kernels.taylor_features import feature_count
 from kernels.taylor_step_triton import factors
 from kernels.taylor_sums_triton import (
     add_segments,
+    all_blocks,
     before,
     by_rows,
     ceil,
     check,
     gradient,
+    hold_pairs,
+    ones,
     pair_count,
-    pair_sums,
     places,
-    read,
+    read_held,
+    read_pairs,
+    read_small,
     row_count,
     rows,
     small_sums,
@@ -47,7 +51,7 @@ CHUNK = 256
 TILE = 64
 """Positions a tile, C: as many rows as a group of four warps multiplies at once."""
 
-PROGRAMS = 1024
+PROGRAMS = 512
 """What does not change from tile to tile of a chunk is read once for several, as long as so many programs are left."""
 
 WRITTEN = 3
@@ -78,29 +82,31 @@ def _outputs(
     den_ptr += sequence * N
     begin = tl.program_id(0) * tiles * C
     chunk = begin // span
-    S2 = ()
     if HAS_PAST:
         past = before(S_ptr, z_ptr, base_S_ptr, base_z_ptr, sequence, chunk, steps, chunks, V, K, R)
         S0, S1, z0, z1, z2 = small_sums(past, v, V, scale, K, BK, R)
         if HELD:
-            for i in tl.static_range(BLOCKS):
-                for j in tl.static_range(i, BLOCKS):
-                    S2 += (pair_sums(past, i, j, v, V, scale, BLOCKS).to(q_ptr.dtype.element_ty),)
+            S2 = hold_pairs(past, v, V, scale, q_ptr.dtype.element_ty, BLOCKS)
     for start in range(begin, tl.minimum(begin + tiles * C, N), C):
         n = start + c
         inside = n < N
-        q = rows(q_ptr, n, inside, qn, d, K)
+        # All that is read but once is asked for at once, since memory answers late.
+        q, k, u = rows(q_ptr, n, inside, qn, d, K), rows(k_ptr, n, inside, kn, d, K), rows(v_ptr, n, inside, vn, v, V)
+        blocks = all_blocks(q_ptr, n, inside, qn, K, BLOCKS)
         num, den = tl.zeros([C, BV], tl.float32), tl.zeros([C], tl.float32)
         if HAS_PAST:
-            num, den = read(q_ptr, n, inside, qn, q, S2, S0, S1, z0, z1, z2, past, v, V, scale, K, BLOCKS, PRECISION)
+            num, den = read_small(q, S0, S1, z0, z1, z2, PRECISION)
+            if HELD:
+                num = read_held(num, blocks, S2, BLOCKS, PRECISION)
+            else:
+                num = read_pairs(num, q_ptr, n, inside, qn, past, v, V, scale, K, BLOCKS, PRECISION)
         for first in range(chunk * span, start, C):
             m, all_of = first + c, tl.full([C], True, tl.int1)
-            k, u = rows(k_ptr, m, all_of, kn, d, K), rows(v_ptr, m, all_of, vn, v, V)
-            s = tl.dot(q, k.T, input_precision=PRECISION)
+            earlier_k, earlier_u = rows(k_ptr, m, all_of, kn, d, K), rows(v_ptr, m, all_of, vn, v, V)
+            s = tl.dot(q, earlier_k.T, input_precision=PRECISION)
             w = 1 + s * (scale + 0.5 * scale * scale * s)
-            num = tl.dot(w.to(q.dtype), u, num, input_precision=PRECISION)
+            num = tl.dot(w.to(q.dtype), earlier_u, num, input_precision=PRECISION)
             den += tl.sum(w, 1)
-        k, u = rows(k_ptr, n, inside, kn, d, K), rows(v_ptr, n, inside, vn, v, V)
         s = tl.dot(q, k.T, input_precision=PRECISION)
         w = tl.where(c[:, None] >= c[None, :], 1 + s * (scale + 0.5 * scale * scale * s), 0.0)
         num = tl.dot(w.to(q.dtype), u, num, input_precision=PRECISION)
@@ -183,11 +189,12 @@ def _keys_backward(
     k, value = rows(k_ptr, n, inside, kn, d, K), rows(v_ptr, n, inside, vn, v, V)
     dk, dv = tl.zeros([C, BK], tl.float32), tl.zeros([C, BV], tl.float32)
     if HAS_PAST:
-        ones, order = inside.to(tl.float32), chunks - 1 - chunk
+        e, order = inside.to(tl.float32), chunks - 1 - chunk
         after = before(S_ptr, z_ptr, base_S_ptr, base_z_ptr, sequence, order, steps, chunks, V, K, R)
         S0, S1, z0, z1, z2 = small_sums(after, v, V, scale, K, BK, R)
-        dv, _ = read(k_ptr, n, inside, kn, k, (), S0, S1, z0, z1, z2, after, v, V, scale, K, BLOCKS, PRECISION)
-        dk = gradient(k_ptr, n, inside, kn, k, value, ones, S1, z1, z2, after, v, V, scale, K, BK, BLOCKS, PRECISION)
+        dv, _ = read_small(k, S0, S1, z0, z1, z2, PRECISION)
+        dv = read_pairs(dv, k_ptr, n, inside, kn, after, v, V, scale, K, BLOCKS, PRECISION)
+        dk = gradient(k_ptr, n, inside, kn, k, value, e, S1, z1, z2, after, v, V, scale, K, BK, BLOCKS, PRECISION)
     for first in range(start, tl.minimum((chunk + 1) * span, N), C):
         m = first + c
         at = sequence * N + m
@@ -239,17 +246,19 @@ def _sum(x: Tensor, u: Tensor, e: Tensor | None, sums: Sums, first: State | None
     pairs = pair_count(K)
     few = min(pairs, WRITTEN if x.itemsize == 2 else 1)
     sum_chunks[(B * H, segments, ceil(pairs, few) * ceil(V, BV))](
-        x, u, e, sums.S, sums.z, H, N, V, CHUNK, chunks, steps, *x.stride()[:3], *u.stride()[:3],
+        ones(x.dtype, x.device), x, u, e, sums.S, sums.z,
+        H, N, V, CHUNK, chunks, steps, *x.stride()[:3], *u.stride()[:3],
         K=K, BX=max(16, triton.next_power_of_2(K + 1)), BV=BV, C=TILE, **_rows(K), PAIRS=few,
         GROUPS=ceil(pairs, few), HAS_E=e is not None, REVERSE=e is not None, **_options(x.dtype),
     )  # fmt: skip
     if first is None and last is None and segments == 1:
         return
     T, size = min(8, triton.next_power_of_2(segments)), 512
+    bases = _past(sums, first)[2:]
     for i, (place, width) in enumerate(zip(places(K, x.device), (V, 1), strict=True)):
         given, left = (None if state is None else state[i] for state in (first, last))
         add_segments[(B * H, ceil(len(place) * width, size))](
-            sums[i], sums[2 + i], given, left, weight, place, chunks, steps, len(weight), len(place), width, T, size
+            sums[i], bases[i], given, left, weight, place, chunks, steps, len(weight), len(place), width, T, size
         )
 
 
@@ -279,7 +288,8 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, S: Tensor | None, z: Tensor | No
             H, N, V, CHUNK, ceil(N, CHUNK), _steps(B * H, N, V), tiles,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], K**-0.5, eps,
             K=K, BK=max(16, triton.next_power_of_2(K)), BV=BV, C=TILE, **_rows(K),
-            HELD=pair_count(K) * 64 * BV * q.itemsize <= ON_CHIP, HAS_PAST=_has_past(q, first), **_options(q.dtype),
+            HELD=q.itemsize == 2 and pair_count(K) * 128 * BV <= ON_CHIP, HAS_PAST=_has_past(q, first),
+            **_options(q.dtype),
         )  # fmt: skip
     return y, last_S, last_z, den, *sums
 

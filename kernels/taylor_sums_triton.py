@@ -47,6 +47,15 @@ def block(x_ptr, n, inside, stride, a, K: tl.constexpr):
 
 
 @triton.jit
+def all_blocks(x_ptr, n, inside, stride, K: tl.constexpr, BLOCKS: tl.constexpr):
+    """All blocks of the rows n."""
+    blocks = ()
+    for a in tl.static_range(BLOCKS):
+        blocks += (block(x_ptr, n, inside, stride, a, K),)
+    return blocks
+
+
+@triton.jit
 def before(S_ptr, z_ptr, base_S_ptr, base_z_ptr, sequence, order, steps, chunks, V, K: tl.constexpr, R: tl.constexpr):
     """Where the sums before the chunk that comes `order`-th are, those since the first of its segment and their base.
 
@@ -86,32 +95,53 @@ def small_sums(past, v, V, scale, K: tl.constexpr, BK: tl.constexpr, R: tl.const
 
 
 @triton.jit
-def pair_sums(past, a: tl.constexpr, b: tl.constexpr, v, V, scale, BLOCKS: tl.constexpr):
-    """S2 for the products of block a with block b, [64, BV] with its factor: twice where there is a mirror image."""
+def pair_sums(past, pair, factor, v, V):
+    """A factor times S2 for the products of a pair of blocks: [64, BV]."""
     S_ptr, _, begun, base_S_ptr, _ = past
-    f = tl.arange(0, BLOCK * BLOCK) + ((a * (2 * BLOCKS - a - 1)) // 2 + b) * BLOCK * BLOCK
-    at = f[:, None] * V + v[None, :]
-    return (scale * scale if a < b else 0.5 * scale * scale) * _load(S_ptr, base_S_ptr, begun, at, (v < V)[None, :])
+    f = tl.arange(0, BLOCK * BLOCK) + pair * BLOCK * BLOCK
+    return factor * _load(S_ptr, base_S_ptr, begun, f[:, None] * V + v[None, :], (v < V)[None, :])
 
 
 @triton.jit
-def read(
-    x_ptr, n, inside, stride, x, S2, S0, S1, z0, z1, z2, past, v, V, scale,
-    K: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """The sums of w u [C, BV] and of w e [C] that readers x [C, BK] find; S2 are pairs on the chip, or none."""
-    num = tl.zeros([x.shape[0], v.shape[0]], tl.float32) + S0[None, :]
-    num = tl.dot(x, S1.to(x.dtype), num, input_precision=PRECISION)
+def read_small(x, S0, S1, z0, z1, z2, PRECISION: tl.constexpr):
+    """Of the sums of w u [C, BV] and of w e [C] that readers x [C, BK] find, all but what comes from S2."""
+    num = tl.dot(x, S1.to(x.dtype), tl.zeros([x.shape[0], S1.shape[1]], tl.float32) + S0, input_precision=PRECISION)
+    return num, z0 + tl.sum(x.to(tl.float32) * (z1[None, :] + _through(x, z2, PRECISION)), 1)
+
+
+@triton.jit
+def hold_pairs(past, v, V, scale, dtype: tl.constexpr, BLOCKS: tl.constexpr):
+    """S2 of all pairs on the chip, with their factor: twice where there is a mirror image."""
+    S2 = ()
     for a in tl.static_range(BLOCKS):
         for b in tl.static_range(a, BLOCKS):
-            if len(S2) > 0:
-                S = S2[(a * (2 * BLOCKS - a - 1)) // 2 + b]
-            else:
-                S = pair_sums(past, a, b, v, V, scale, BLOCKS).to(x.dtype)
-            left, right = block(x_ptr, n, inside, stride, a, K), block(x_ptr, n, inside, stride, b, K)
-            phi = tl.reshape(left[:, :, None] * right[:, None, :], (x.shape[0], BLOCK * BLOCK))
-            num = tl.dot(phi, S, num, input_precision=PRECISION)
-    return num, z0 + tl.sum(x.to(tl.float32) * (z1[None, :] + _through(x, z2, PRECISION)), 1)
+            factor = scale * scale if a < b else 0.5 * scale * scale
+            S2 += (pair_sums(past, (a * (2 * BLOCKS - a - 1)) // 2 + b, factor, v, V).to(dtype),)
+    return S2
+
+
+@triton.jit
+def read_held(num, blocks, S2, BLOCKS: tl.constexpr, PRECISION: tl.constexpr):
+    """What S2 on the chip adds to the sums of w u that readers, by blocks [C, 8], find."""
+    for a in tl.static_range(BLOCKS):
+        for b in tl.static_range(a, BLOCKS):
+            phi = tl.reshape(blocks[a][:, :, None] * blocks[b][:, None, :], (num.shape[0], BLOCK * BLOCK))
+            num = tl.dot(phi, S2[(a * (2 * BLOCKS - a - 1)) // 2 + b], num, input_precision=PRECISION)
+    return num
+
+
+@triton.jit
+def read_pairs(
+    num, x_ptr, n, inside, stride, past, v, V, scale, K: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr
+):
+    """The same, one pair of blocks after the other from memory."""
+    for pair in range(BLOCKS * (BLOCKS + 1) // 2):
+        a, b = _blocks_of(pair, BLOCKS)
+        left, right = block(x_ptr, n, inside, stride, a, K), block(x_ptr, n, inside, stride, b, K)
+        phi = tl.reshape(left[:, :, None] * right[:, None, :], (num.shape[0], BLOCK * BLOCK))
+        S = pair_sums(past, pair, scale * scale * tl.where(a < b, 1.0, 0.5), v, V).to(left.dtype)
+        num = tl.dot(phi, S, num, input_precision=PRECISION)
+    return num
 
 
 @triton.jit
@@ -120,15 +150,16 @@ def gradient(
     K: tl.constexpr, BK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What u [C, BV] times the sum of w u, and e [C] times that of w e, give to the readers: [C, BK]."""
-    dx = tl.dot(u, S1.to(x.dtype).T, input_precision=PRECISION)
-    for a in tl.static_range(BLOCKS):
-        for b in tl.static_range(a, BLOCKS):
-            S = pair_sums(past, a, b, v, V, scale, BLOCKS).to(x.dtype)
-            each = tl.reshape(tl.dot(u, S.T, input_precision=PRECISION), (x.shape[0], BLOCK, BLOCK))
-            left = block(x_ptr, n, inside, stride, a, K).to(tl.float32)
-            right = block(x_ptr, n, inside, stride, b, K).to(tl.float32)
-            dx += _at_block(a, tl.sum(each * right[:, None, :], 2), BK)
-            dx += _at_block(b, tl.sum(each * left[:, :, None], 1), BK)
+    dx = tl.zeros([x.shape[0], BK], tl.float32)
+    for pair in range(BLOCKS * (BLOCKS + 1) // 2):
+        a, b = _blocks_of(pair, BLOCKS)
+        left = block(x_ptr, n, inside, stride, a, K).to(tl.float32)
+        right = block(x_ptr, n, inside, stride, b, K).to(tl.float32)
+        S = pair_sums(past, pair, scale * scale * tl.where(a < b, 1.0, 0.5), v, V).to(x.dtype)
+        each = tl.reshape(tl.dot(u, S.T, input_precision=PRECISION), (x.shape[0], BLOCK, BLOCK))
+        dx += _at_block(a, tl.sum(each * right[:, None, :], 2), BK)
+        dx += _at_block(b, tl.sum(each * left[:, :, None], 1), BK)
+    dx = tl.dot(u, S1.to(x.dtype).T, dx, input_precision=PRECISION)
     return dx + e[:, None] * (z1[None, :] + 2 * _through(x, z2, PRECISION))
 
 
@@ -147,7 +178,7 @@ def _through(x, z2, PRECISION: tl.constexpr):
 
 @triton.jit
 def sum_chunks(
-    x_ptr, u_ptr, e_ptr, S_ptr, z_ptr, H, N, V, span, chunks, steps, xb, xh, xn, ub, uh, un,
+    ones_ptr, x_ptr, u_ptr, e_ptr, S_ptr, z_ptr, H, N, V, span, chunks, steps, xb, xh, xn, ub, uh, un,
     K: tl.constexpr, BX: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, R: tl.constexpr, BLOCKS: tl.constexpr,
     PAIRS: tl.constexpr, GROUPS: tl.constexpr, HAS_E: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -167,19 +198,19 @@ def sum_chunks(
     last, with_z = tl.minimum(first + steps, chunks), tl.program_id(2) < GROUPS
     if GROUPS == 1 or group == 0:
         _sum_group(
-            x_ptr, u_ptr, e_ptr, S_ptr, z_ptr, first, last, 0, with_z, v, N, V, span, chunks, xn, un,
-            K, BX, BV, C, R, BLOCKS, PAIRS, True, HAS_E, REVERSE, PRECISION,
+            ones_ptr, x_ptr, u_ptr, e_ptr, S_ptr, z_ptr, first, last, 0, with_z, v,
+            N, V, span, chunks, xn, un, K, BX, BV, C, R, BLOCKS, PAIRS, True, HAS_E, REVERSE, PRECISION,
         )  # fmt: skip
     else:
         _sum_group(
-            x_ptr, u_ptr, e_ptr, S_ptr, z_ptr, first, last, group * PAIRS, with_z, v, N, V, span, chunks, xn, un,
-            K, BX, BV, C, R, BLOCKS, PAIRS, False, HAS_E, REVERSE, PRECISION,
+            ones_ptr, x_ptr, u_ptr, e_ptr, S_ptr, z_ptr, first, last, group * PAIRS, with_z, v,
+            N, V, span, chunks, xn, un, K, BX, BV, C, R, BLOCKS, PAIRS, False, HAS_E, REVERSE, PRECISION,
         )  # fmt: skip
 
 
 @triton.jit
 def _sum_group(
-    x_ptr, u_ptr, e_ptr, S_ptr, z_ptr, first, last, pair, with_z, v, N, V, span, chunks, xn, un,
+    ones_ptr, x_ptr, u_ptr, e_ptr, S_ptr, z_ptr, first, last, pair, with_z, v, N, V, span, chunks, xn, un,
     K: tl.constexpr, BX: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, R: tl.constexpr, BLOCKS: tl.constexpr,
     PAIRS: tl.constexpr, LINEAR: tl.constexpr, HAS_E: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -189,6 +220,7 @@ def _sum_group(
     for _ in tl.static_range(PAIRS):
         S2 += (tl.zeros([BV, BLOCK * BLOCK], tl.float32),)
     S1, z = tl.zeros([BV, BX], tl.float32), tl.zeros([BX, BX], tl.float32)
+    ones = tl.load(ones_ptr + 0 * tl.arange(0, C)[:, None] + f[None, :])
     for order in range(first, last):
         chunk = chunks - 1 - order if REVERSE else order
         for start in range(chunk * span, tl.minimum((chunk + 1) * span, N), C):
@@ -198,7 +230,7 @@ def _sum_group(
             new = ()
             for p in tl.static_range(PAIRS):
                 a, b = _blocks_of(pair + p, BLOCKS)
-                phi = _products(x_ptr, n, inside, xn, a, b, K)
+                phi = _products(x_ptr, n, inside, xn, a, b, ones, K)
                 new += (tl.dot(u.T, phi, S2[p], input_precision=PRECISION),)
             S2 = new
             if LINEAR:
@@ -229,11 +261,14 @@ def _blocks_of(pair, BLOCKS: tl.constexpr):
 
 
 @triton.jit
-def _products(x_ptr, n, inside, stride, a, b, K: tl.constexpr):
-    """The products of block a with block b, [C, 64], of which a thread makes and writes 8 neighbours at once."""
-    left = block(x_ptr, n, inside, stride, a, K)
-    left = tl.broadcast_to(left[:, :, None], (n.shape[0], BLOCK, BLOCK)).reshape(n.shape[0], BLOCK * BLOCK)
-    return left * rows(x_ptr, n, inside, stride, tl.arange(0, BLOCK * BLOCK) % BLOCK + b * BLOCK, K)
+def _products(x_ptr, n, inside, stride, a, b, ones, K: tl.constexpr):
+    """The products of block a with block b, [C, 64].
+
+    As `ones` [C, 64] are read from memory by eights, the compiler has a thread make and write 8 neighbours at once.
+    """
+    left, right = block(x_ptr, n, inside, stride, a, K), block(x_ptr, n, inside, stride, b, K)
+    phi = tl.reshape(left[:, :, None] * right[:, None, :], (n.shape[0], BLOCK * BLOCK))
+    return ones * phi
 
 
 @triton.jit
@@ -248,7 +283,7 @@ def add_segments(
     sum_ptr, base_ptr, first_ptr, last_ptr, weight_ptr, place_ptr, chunks, steps, F, R, V,
     T: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
-    """The sums before each segment.
+    """The sums before each segment, as a base that there is unless all of it is nothing.
 
     What came before the first, and goes on after the last, is a state, [F, V] with weights. T sums are under way from
     memory at a time.
@@ -263,7 +298,8 @@ def add_segments(
     if first_ptr is not None:
         total += tl.load(first_ptr + at, mask=inside, other=0.0).to(tl.float32) / weight
     sum_ptr += sequence * chunks * R * V + element
-    base_ptr += sequence * segments * R * V + element
+    if base_ptr is not None:
+        base_ptr += sequence * segments * R * V + element
     for first in range(0, segments, T):
         new = ()
         for t in tl.static_range(T):
@@ -271,7 +307,8 @@ def add_segments(
             new += (tl.load(sum_ptr + chunk * R * V, mask=inside & (first + t < segments), other=0.0),)
         for t in tl.static_range(T):
             there = inside & (first + t < segments)
-            tl.store(base_ptr + (first + t) * R * V, total.to(base_ptr.dtype.element_ty), mask=there)
+            if base_ptr is not None:
+                tl.store(base_ptr + (first + t) * R * V, total.to(base_ptr.dtype.element_ty), mask=there)
             total += new[t].to(tl.float32)
     if last_ptr is not None:
         tl.store(last_ptr + at, (total * weight).to(last_ptr.dtype.element_ty), mask=inside & (place >= 0))
@@ -286,6 +323,12 @@ def pair_count(K: int) -> int:
     """Pairs of blocks but their mirror images."""
     blocks = ceil(K, BLOCK.value)
     return blocks * (blocks + 1) // 2
+
+
+@cache
+def ones(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """For a pair of blocks, [64]."""
+    return torch.ones(BLOCK.value**2, dtype=dtype, device=device)
 
 
 @cache
