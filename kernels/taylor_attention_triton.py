@@ -54,11 +54,17 @@ TILE = 64
 PROGRAMS = 512
 """What does not change from tile to tile of a chunk is read once for several, as long as so many programs are left."""
 
+SEGMENTS = 256
+"""So many programs sum at once; more segments would be more to add up."""
+
 WRITTEN = 3
 """Pairs of blocks whose sums are in registers together."""
 
-ON_CHIP = 48 * 1024
-"""Bytes of shared memory for the sums that a program reads, so that there is room for several programs."""
+ON_CHIP = 24 * 1024
+"""Bytes of shared memory for the sums that a program reads, so that there is room for three programs."""
+
+THREE = {"num_stages": 2, "maxnreg": 168}
+"""With which a processor has registers for three."""
 
 
 @triton.jit
@@ -282,14 +288,15 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, S: Tensor | None, z: Tensor | No
     with torch.cuda.device_of(q):
         if _has_past(q, first) or final:
             _sum(k, v, None, sums, first, (last_S, last_z) if final else None)
+        held = q.itemsize == 2 and pair_count(K) * 128 * BV <= ON_CHIP
         tiles = _tiles(B * H * ceil(N, TILE) * ceil(V, BV))
         _outputs[(ceil(N, tiles * TILE), B * H, ceil(V, BV))](
             q, k, v, *_past(sums, first), y, den,
             H, N, V, CHUNK, ceil(N, CHUNK), _steps(B * H, N, V), tiles,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], K**-0.5, eps,
             K=K, BK=max(16, triton.next_power_of_2(K)), BV=BV, C=TILE, **_rows(K),
-            HELD=q.itemsize == 2 and pair_count(K) * 128 * BV <= ON_CHIP, HAS_PAST=_has_past(q, first),
-            **_options(q.dtype),
+            HELD=held, HAS_PAST=_has_past(q, first),
+            **(_options(q.dtype) | (THREE if held else {})),
         )  # fmt: skip
     return y, last_S, last_z, den, *sums
 
@@ -429,7 +436,7 @@ def _tiles(count: int) -> int:
 def _steps(sequences: int, N: int, V: int) -> int:
     """How many chunks a program sums one after the other, a power of two."""
     chunks, steps = ceil(N, CHUNK), 1
-    while steps < chunks and sequences * ceil(chunks, 2 * steps) * ceil(V, 64) >= PROGRAMS:
+    while steps < chunks and sequences * ceil(chunks, 2 * steps) * ceil(V, 64) >= SEGMENTS:
         steps *= 2
     return steps
 

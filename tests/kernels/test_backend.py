@@ -31,16 +31,7 @@ def sizes(kernel, end=0, **changes):
     return {name: ends[end] for name, ends in KERNELS[kernel].sizes.items()} | changes
 
 
-UNASKED = [kernel for kernel, serves in KERNELS.items() if serves.unasked]
-
-
-@pytest.mark.parametrize("kernel", sorted(set(KERNELS) - set(UNASKED)))
-def test_some_are_taken_only_where_they_are_asked_for(kernel):
-    assert not takes_triton(kernel, None, [OnAGpu()], **sizes(kernel))
-    assert takes_triton(kernel, "triton", [OnAGpu()], **sizes(kernel))
-
-
-@pytest.mark.parametrize("kernel", UNASKED)
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_on_a_gpu_triton_computes_what_it_serves_and_nothing_else(kernel):
     serves = KERNELS[kernel]
     for dtype in WIDE + NARROW + (torch.float64,):
@@ -60,7 +51,7 @@ def test_on_a_gpu_triton_computes_what_it_serves_and_nothing_else(kernel):
     assert not takes_triton(kernel, "triton", [OnAGpu(count=0)], **sizes(kernel))
 
 
-@pytest.mark.parametrize("kernel", UNASKED)
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_the_reference_is_always_there(kernel):
     assert not takes_triton(kernel, "reference", [OnAGpu()], **sizes(kernel))
     with using("reference"):
