@@ -26,14 +26,14 @@ def _step(
     window_q_ptr, window_k_ptr, window_v_ptr, ring_k_ptr, ring_v_ptr, length_ptr, near_ptr,
     sequences, H, V, F, qb, qh, kb, kh, vb, vh, eps,
     window_H, G, W, scale, wqb, wqh, wkb, wkh, wvb, wvh,
-    K: tl.constexpr, BV: tl.constexpr, BF: tl.constexpr,
+    K: tl.constexpr, BV: tl.constexpr, BF: tl.constexpr, BZ: tl.constexpr,
     WK: tl.constexpr, BWK: tl.constexpr, WV: tl.constexpr, BWV: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     if program < sequences:
         taylor_step(
             q_ptr, k_ptr, v_ptr, table_ptr, weight_ptr, S_ptr, z_ptr, far_ptr,
-            program, H, V, F, qb, qh, kb, kh, vb, vh, eps, K, BV, BF,
+            program, H, V, F, qb, qh, kb, kh, vb, vh, eps, K, BV, BF, BZ,
         )  # fmt: skip
     else:
         row = program - sequences
@@ -59,8 +59,8 @@ def _decode(
             q, k, v, table, weight, S, z, far, window_q, window_k, window_v, ring_k, ring_v, length, near,
             B * H, H, V, len(weight), *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], eps,
             window_H, G, W, WK**-0.5, *window_q.stride()[:2], *window_k.stride()[:2], *window_v.stride()[:2],
-            K, triton.next_power_of_2(V), taylor_step_triton.BLOCK, *widths(WK, WV), sliding_window_triton.BLOCK,
-            num_warps=4,
+            K, triton.next_power_of_2(V), taylor_step_triton.BLOCK, triton.next_power_of_2(len(weight)),
+            *widths(WK, WV), sliding_window_triton.BLOCK, num_warps=4,
         )  # fmt: skip
     return far, near
 

@@ -25,12 +25,25 @@ BLOCK = 32
 
 
 @triton.jit
+def _features(q_ptr, k_ptr, table_ptr, weight_ptr, f, F, K: tl.constexpr):
+    """phi(q) and phi(k), of each the features f, in float32: products of two elements, or of one and 1."""
+    left = tl.load(table_ptr + f, mask=f < F, other=K)
+    right = tl.load(table_ptr + F + f, mask=f < F, other=K)
+    weight = tl.load(weight_ptr + f, mask=f < F, other=0.0)
+    phi_q = tl.load(q_ptr + left, mask=left < K, other=1.0).to(tl.float32) * weight
+    phi_q *= tl.load(q_ptr + right, mask=right < K, other=1.0).to(tl.float32)
+    phi_k = tl.load(k_ptr + left, mask=left < K, other=1.0).to(tl.float32) * weight
+    phi_k *= tl.load(k_ptr + right, mask=right < K, other=1.0).to(tl.float32)
+    return phi_q, phi_k
+
+
+@triton.jit
 def taylor_step(
     q_ptr, k_ptr, v_ptr, table_ptr, weight_ptr, S_ptr, z_ptr, y_ptr,
     sequence, H, V, F, qb, qh, kb, kh, vb, vh, eps,
-    K: tl.constexpr, BV: tl.constexpr, BF: tl.constexpr,
+    K: tl.constexpr, BV: tl.constexpr, BF: tl.constexpr, BZ: tl.constexpr,
 ):  # fmt: skip
-    """One token of one head: S and z read once and written once, in place, BF features at a time."""
+    """One token of one head: S and z read once and written once, in place, S by BF features at a time."""
     b, h = sequence // H, sequence % H
     v = tl.arange(0, BV)
     q_ptr += b * qb + h * qh
@@ -38,39 +51,40 @@ def taylor_step(
     value = tl.load(v_ptr + b * vb + h * vh + v, mask=v < V, other=0.0).to(tl.float32)
     S_ptr += sequence * F * V
     z_ptr += sequence * F
+    f = tl.arange(0, BF)
+    at, inside = f[:, None] * V + v[None, :], (f < F)[:, None] & (v < V)[None, :]
+    ahead = tl.load(S_ptr + at, mask=inside, other=0.0)
+
+    all_f = tl.arange(0, BZ)
+    all_q, all_k = _features(q_ptr, k_ptr, table_ptr, weight_ptr, all_f, F, K)
+    z = tl.load(z_ptr + all_f, mask=all_f < F, other=0.0).to(tl.float32) + all_k
+    den = tl.sum(all_q * z, 0) + eps
+    tl.debug_barrier()  # an element may be held by several threads: none writes before all have read
+    tl.store(z_ptr + all_f, z.to(z_ptr.dtype.element_ty), mask=all_f < F)
+
     num = tl.zeros([BF, BV], tl.float32)
-    den = tl.zeros([BF], tl.float32)
     for first in range(0, F, BF):
         f = first + tl.arange(0, BF)
-        left = tl.load(table_ptr + f, mask=f < F, other=K)
-        right = tl.load(table_ptr + F + f, mask=f < F, other=K)
-        weight = tl.load(weight_ptr + f, mask=f < F, other=0.0)
-        phi_q = tl.load(q_ptr + left, mask=left < K, other=1.0).to(tl.float32) * weight
-        phi_q *= tl.load(q_ptr + right, mask=right < K, other=1.0).to(tl.float32)
-        phi_k = tl.load(k_ptr + left, mask=left < K, other=1.0).to(tl.float32) * weight
-        phi_k *= tl.load(k_ptr + right, mask=right < K, other=1.0).to(tl.float32)
-        at = f[:, None] * V + v[None, :]
-        inside = (f < F)[:, None] & (v < V)[None, :]
-        S = tl.load(S_ptr + at, mask=inside, other=0.0).to(tl.float32) + phi_k[:, None] * value[None, :]
-        z = tl.load(z_ptr + f, mask=f < F, other=0.0).to(tl.float32) + phi_k
+        at, inside = f[:, None] * V + v[None, :], (f < F)[:, None] & (v < V)[None, :]
+        phi_q, phi_k = _features(q_ptr, k_ptr, table_ptr, weight_ptr, f, F, K)
+        S = ahead.to(tl.float32) + phi_k[:, None] * value[None, :]
         num += phi_q[:, None] * S
-        den += phi_q * z
-        tl.debug_barrier()  # elements may be held by several threads: none writes before all have read
+        ahead = tl.load(S_ptr + at + BF * V, mask=(f + BF < F)[:, None] & (v < V)[None, :], other=0.0)
+        if BV < 16:  # as above
+            tl.debug_barrier()
         tl.store(S_ptr + at, S.to(S_ptr.dtype.element_ty), mask=inside)
-        tl.store(z_ptr + f, z.to(z_ptr.dtype.element_ty), mask=f < F)
-    y = tl.sum(num, 0) / (tl.sum(den, 0) + eps)
-    tl.store(y_ptr + sequence * V + v, y.to(y_ptr.dtype.element_ty), mask=v < V)
+    tl.store(y_ptr + sequence * V + v, (tl.sum(num, 0) / den).to(y_ptr.dtype.element_ty), mask=v < V)
 
 
 @triton.jit
 def _step(
     q_ptr, k_ptr, v_ptr, table_ptr, weight_ptr, S_ptr, z_ptr, y_ptr,
     H, V, F, qb, qh, kb, kh, vb, vh, eps,
-    K: tl.constexpr, BV: tl.constexpr, BF: tl.constexpr,
+    K: tl.constexpr, BV: tl.constexpr, BF: tl.constexpr, BZ: tl.constexpr,
 ):  # fmt: skip
     taylor_step(
         q_ptr, k_ptr, v_ptr, table_ptr, weight_ptr, S_ptr, z_ptr, y_ptr,
-        tl.program_id(0).to(tl.int64), H, V, F, qb, qh, kb, kh, vb, vh, eps, K, BV, BF,
+        tl.program_id(0).to(tl.int64), H, V, F, qb, qh, kb, kh, vb, vh, eps, K, BV, BF, BZ,
     )  # fmt: skip
 
 
@@ -93,7 +107,7 @@ def _decode(q: Tensor, k: Tensor, v: Tensor, S: Tensor, z: Tensor, eps: float) -
     with torch.cuda.device_of(q):
         _step[(B * H,)](
             q, k, v, table, weight, S, z, y, H, V, len(weight), *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], eps,
-            K, triton.next_power_of_2(V), BLOCK, num_warps=4,
+            K, triton.next_power_of_2(V), BLOCK, triton.next_power_of_2(len(weight)), num_warps=4,
         )  # fmt: skip
     return y
 

@@ -59,47 +59,41 @@ def all_blocks(x_ptr, n, inside, stride, K: tl.constexpr, BLOCKS: tl.constexpr):
 def before(S_ptr, z_ptr, base_S_ptr, base_z_ptr, sequence, order, steps, chunks, V, K: tl.constexpr, R: tl.constexpr):
     """Where the sums before the chunk that comes `order`-th are, those since the first of its segment and their base.
 
-    **Returns** pointers to S and z, whether there is a chunk before it in its segment, and pointers to their bases.
+    **Returns** pointers to S and z, whether there is a chunk before it in its segment, and pointers to a base if any.
     """
     at = sequence * chunks + order - 1
-    S_ptr += at * R * V
-    z_ptr += at * (K + 1) * (K + 1)
+    past = (S_ptr + at * R * V, z_ptr + at * (K + 1) * (K + 1), order % steps > 0)
     if base_S_ptr is not None:
         segment = sequence * tl.cdiv(chunks, steps) + order // steps
-        base_S_ptr += segment * R * V
-        base_z_ptr += segment * (K + 1) * (K + 1)
-    return S_ptr, z_ptr, order % steps > 0, base_S_ptr, base_z_ptr
+        past += (base_S_ptr + segment * R * V, base_z_ptr + segment * (K + 1) * (K + 1))
+    return past
 
 
 @triton.jit
-def _load(ptr, base_ptr, begun, at, there):
-    """What was summed at some places: in float32."""
-    total = tl.load(ptr + at, mask=there & begun, other=0.0).to(tl.float32)
-    if base_ptr is not None:
-        total += tl.load(base_ptr + at, mask=there, other=0.0).to(tl.float32)
+def _load(past, of_z: tl.constexpr, at, there):
+    """What was summed, of S or of z: in float32."""
+    total = tl.load(past[of_z] + at, mask=there & past[2], other=0.0).to(tl.float32)
+    if len(past) > 3:
+        total += tl.load(past[3 + of_z] + at, mask=there, other=0.0).to(tl.float32)
     return total
 
 
 @triton.jit
 def small_sums(past, v, V, scale, K: tl.constexpr, BK: tl.constexpr, R: tl.constexpr):
     """All but S2: S0 [BV] and z0, and with their factors S1 [BK, BV], z1 [BK] and z2 [BK, BK]."""
-    S_ptr, z_ptr, begun, base_S_ptr, base_z_ptr = past
     d = tl.arange(0, BK)
-    S0 = _load(S_ptr, base_S_ptr, begun, (R - 1) * V + v, v < V)
-    at, there = (d + (R - K - 1))[:, None] * V + v[None, :], (d < K)[:, None] & (v < V)[None, :]
-    S1 = scale * _load(S_ptr, base_S_ptr, begun, at, there)
-    z0 = _load(z_ptr, base_z_ptr, begun, K * (K + 1) + K, True)
-    z1 = scale * _load(z_ptr, base_z_ptr, begun, d * (K + 1) + K, d < K)
-    at, there = d[:, None] * (K + 1) + d[None, :], (d < K)[:, None] & (d < K)[None, :]
-    return S0, S1, z0, z1, 0.5 * scale * scale * _load(z_ptr, base_z_ptr, begun, at, there)
+    S0 = _load(past, 0, (R - 1) * V + v, v < V)
+    S1 = _load(past, 0, (d + (R - K - 1))[:, None] * V + v[None, :], (d < K)[:, None] & (v < V)[None, :])
+    z0, z1 = _load(past, 1, K * (K + 1) + K, True), _load(past, 1, d * (K + 1) + K, d < K)
+    z2 = _load(past, 1, d[:, None] * (K + 1) + d[None, :], (d < K)[:, None] & (d < K)[None, :])
+    return S0, scale * S1, z0, scale * z1, 0.5 * scale * scale * z2
 
 
 @triton.jit
 def pair_sums(past, pair, factor, v, V):
     """A factor times S2 for the products of a pair of blocks: [64, BV]."""
-    S_ptr, _, begun, base_S_ptr, _ = past
     f = tl.arange(0, BLOCK * BLOCK) + pair * BLOCK * BLOCK
-    return factor * _load(S_ptr, base_S_ptr, begun, f[:, None] * V + v[None, :], (v < V)[None, :])
+    return factor * _load(past, 0, f[:, None] * V + v[None, :], (v < V)[None, :])
 
 
 @triton.jit

@@ -82,6 +82,24 @@ def test_prefill_and_its_gradients(shape, dtype):
     assert [t.dtype for t in actual[3:]] == [t.dtype for t in tensors]
 
 
+def test_chunks_of_one_segment(monkeypatch):
+    """As few segments as there are where sequences are many: with and without a state in front."""
+    monkeypatch.setattr("kernels.taylor_attention_triton.SEGMENTS", 1)
+    q, k, v, S, z = inputs(1, 1, 3 * CHUNK + 5, 16, 32, torch.float32)
+    exact = results(by_definition, [t.detach().double().requires_grad_() for t in (q, k, v, S, z)])
+    check(results(attend, [q, k, v, S, z]), exact, 1e-5)
+
+    def outputs(q, k, v):
+        return (taylor_outputs(q, k, v, backend="triton"),)
+
+    def expected(q, k, v):
+        return by_definition(q, k, v, 0 * S.detach().double(), 0 * z.detach().double())[:1]
+
+    exact = results(expected, [t.detach().double().requires_grad_() for t in (q, k, v)])
+    for a, e in zip(results(outputs, [q, k, v]), exact, strict=True):
+        assert (a.double() - e).norm() < 1e-5 * e.norm()
+
+
 @pytest.mark.parametrize("N", [1, CHUNK, 2 * CHUNK + 5])
 def test_the_reference_is_the_definition(N):
     tensors = [t.detach().double().requires_grad_() for t in inputs(2, 2, N, 6, 10, torch.float32)]
