@@ -6,8 +6,9 @@ of C queries, which read the sums before their chunk and, with dense scores, the
 tiles, segments, heads and sequences but the second, which only adds. The backward pass finds the sums saved, makes the
 features again, and does the same for keys and values in reverse, with sums over the queries that come after.
 
-A token and head take, forward: 4 K (K + 1) V operations for the sums, chunk (K + V) within the chunk; bytes are those
-of q, k, v and y, 2 (2 K + 2 V) in bfloat16, and four times F V / chunk of the sums, in bfloat16 where the inputs are.
+A token and head take, forward, with R rows of sums (209 at K = 16): 4 R V operations to make and to read them, and
+chunk (K + V) within the chunk. Bytes are those of q, k, v and y, of which k and v are read twice, 2 (3 K + 3 V) in
+bfloat16, and twice R V / chunk of the sums, in bfloat16 where the inputs are.
 """
 
 # Triton has no types for launches, nor for functions of kernels that return several tensors.
