@@ -299,7 +299,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, S: Tensor | None, z: Tensor | No
             HELD=held, HAS_PAST=_has_past(q, first),
             **(_options(q.dtype) | (THREE if held else {})),
         )  # fmt: skip
-    return y, last_S, last_z, den, *sums
+    return y, last_S, last_z, den, sums.S, sums.z, sums.base, sums.base_of_z
 
 
 @_attention.register_fake
@@ -378,8 +378,10 @@ def _(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Outputs, 
         None if t is None else (t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)).flatten(0, 1)
         for t, dim in zip(tensors, in_dims, strict=False)
     ]
-    y, last_S, last_z, den, *sums = (t.unflatten(0, (info.batch_size, -1)) for t in _attention(*merged, eps, final))
-    return (y, last_S, last_z, den, *Sums(*sums)), 8 * (0,)
+    y, last_S, last_z, den, S, z, base, base_of_z = (
+        t.unflatten(0, (info.batch_size, -1)) for t in _attention(*merged, eps, final)
+    )
+    return (y, last_S, last_z, den, S, z, base, base_of_z), 8 * (0,)
 
 
 def fused_taylor_attention(

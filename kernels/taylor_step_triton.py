@@ -6,8 +6,8 @@ registers set no limit to K. The state may be in float32, bfloat16, float16 or 8
 sums are in float32, and what 8 bits cannot hold becomes the largest that they can.
 """
 
-# Triton has no types for launches.
-# pyright: reportArgumentType=false, reportCallIssue=false
+# Triton has no types for launches, nor for functions of kernels that return several tensors.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 
 from functools import cache
 

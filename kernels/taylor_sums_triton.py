@@ -19,7 +19,7 @@ after each the sums since the first. What came before the segment is a base, so 
 """
 
 # Triton has no types for launches, nor for functions of kernels that return several tensors.
-# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
 
 from functools import cache
 
