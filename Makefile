@@ -1,5 +1,6 @@
 STUDY ?= quick
 RUNS ?= runs
+FIGURES ?= figures
 PYTHON ?= python3
 BIN := .venv/bin
 MODULES := $(shell find kernels models recallbench sweeps analysis -name '*.py' ! -name __main__.py | \
@@ -15,20 +16,29 @@ ENTRY := recallbench$(if $(shell grep -s '^throughput:\|throughput\.kind' conf/s
 
 figures: .venv/ready ## draw STUDY (default: quick), from results/ if it is published, else after running what is missing
 	$(if $(PUBLISHED),,$(BIN)/python -m $(ENTRY) +study=$(STUDY) runs=$(RUNS))
-	$(BIN)/python -m analysis figures $(PUBLISHED) $(RUNS) --study $(STUDY) --out figures/$(STUDY)
+	$(BIN)/python -m analysis figures $(PUBLISHED) $(RUNS) --study $(STUDY) --out $(FIGURES)/$(STUDY)
 
 report: .venv/ready ## what RUNS hold of STUDY as one HTML file, to explore without network: figures/STUDY/report.html
-	$(BIN)/python -m analysis report $(PUBLISHED) $(RUNS) --study $(STUDY) --out figures/$(STUDY)/report.html
+	$(BIN)/python -m analysis report $(PUBLISHED) $(RUNS) --study $(STUDY) --out $(FIGURES)/$(STUDY)/report.html
 
 status: .venv/ready ## how far STUDY is: what is done, runs, waits, failed
 	$(BIN)/python -m sweeps status $(STUDY) --runs $(RUNS)
 
+real-recall: .venv/ready ## train on CORPUS, ask of DOCUMENTS (Markdown, JSON lines, SQuAD) and draw; SETTINGS of the training
+	@test -n "$(CORPUS)" -a -n "$(DOCUMENTS)" || { echo "make real-recall CORPUS='corpus/*.jsonl.xz' DOCUMENTS=valid.jsonl.xz"; exit 2; }
+	$(BIN)/python -m recallbench +study=real_recall data.path='$(CORPUS)' runs=$(RUNS) $(SETTINGS)
+	mkdir -p $(FIGURES)/real_recall
+	$(BIN)/python -m recallbench.recall.build_documents '$(DOCUMENTS)' --out $(FIGURES)/real_recall/documents.jsonl
+	$(BIN)/python -m recallbench +study=real_recall_documents task.path=$(FIGURES)/real_recall/documents.jsonl \
+		model.run=$$($(BIN)/python -m sweeps best real_recall --runs $(RUNS)) runs=$(RUNS) $(QUESTIONS)
+	$(BIN)/python -m analysis figures $(RUNS) --study real_recall --out $(FIGURES)/real_recall
+
 bench: .venv/ready ## measure training and kernels on this machine: figures/bench/*.parquet
-	$(BIN)/python -m recallbench.benchmark --out figures/bench/training.parquet
-	$(BIN)/python -m recallbench.kernel_benchmark --out figures/bench/kernels.parquet
+	$(BIN)/python -m recallbench.benchmark --out $(FIGURES)/bench/training.parquet
+	$(BIN)/python -m recallbench.kernel_benchmark --out $(FIGURES)/bench/kernels.parquet
 
 docs: .venv/ready ## the reference of all modules, from their docstrings: figures/docs/index.html
-	@$(BIN)/python -W "ignore:The module specification" -m pdoc --docformat google --output-directory figures/docs $(MODULES)
+	@$(BIN)/python -W "ignore:The module specification" -m pdoc --docformat google --output-directory $(FIGURES)/docs $(MODULES)
 
 notebooks: .venv/ready ## notebooks/*.py as *.ipynb, to open in Jupyter
 	$(BIN)/jupytext --to ipynb notebooks/*.py

@@ -1,4 +1,4 @@
-"""`python -m sweeps status|retry|cancel|export STUDY`, `import FILE`: studies seen and steered from here."""
+"""`python -m sweeps status|retry|cancel|export|best STUDY`, `import FILE`: studies seen and steered from here."""
 
 import argparse
 import json
@@ -132,6 +132,22 @@ def export(asked: argparse.Namespace) -> int:
     return 0
 
 
+def best(asked: argparse.Namespace) -> int:
+    """Name the trained runs of the study at the learning rates that validation chose, as `model.run` takes them."""
+    import analysis  # noqa: PLC0415
+
+    try:
+        runs = analysis.load(asked.runs, study=asked.study)
+    except (analysis.BrokenRecordError, analysis.NoRecordsError) as error:
+        _say(str(error), Console(stderr=True))
+        return 2
+    trained = runs.loc[~runs["task.name"].isin(analysis.architectures.DOCUMENTS)]
+    language = set(trained["task.name"]) == {analysis.architectures.LANGUAGE}
+    chosen = analysis.at_best_learning_rate(trained, chosen_by="validation_loss" if language else "validation_accuracy")
+    _say(",".join(chosen["identity"]))
+    return 0
+
+
 def import_(asked: argparse.Namespace) -> int:
     """Take the records of a Parquet file into the runs, so that none of them runs again. What has a record keeps it."""
     import analysis  # noqa: PLC0415
@@ -168,7 +184,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m sweeps", description="See and steer a study, wherever it runs.")
     commands = parser.add_subparsers(required=True)
     parsers = {}
-    for command in (status, retry, cancel, export, import_):
+    for command in (status, retry, cancel, export, best, import_):
         said = (command.__doc__ or "").partition(".")[0]
         parsers[command] = own = commands.add_parser(
             command.__name__.rstrip("_"), help=said[0].lower() + said[1:], description=said
