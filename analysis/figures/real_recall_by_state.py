@@ -3,9 +3,11 @@
 Based (Arora et al. 2024, arXiv 2402.18668), table 1, with state on the axis. A marker a model; error bars span seeds.
 """
 
+from pathlib import Path
+
 import pandas as pd
 from matplotlib.figure import Figure
-from pandas import DataFrame
+from pandas import DataFrame, Series
 
 from analysis.architectures import DOCUMENTS, points
 from analysis.figures import NotEnough
@@ -17,6 +19,8 @@ _TITLES = {"swde": "SWDE", "fda": "FDA", "squad_completion": "SQuAD completion",
 
 def table(runs: DataFrame) -> DataFrame:
     """One row a task and point: `task`, and the columns of `analysis.points` without settings.
+
+    One's own documents are a task for each file, `extraction: NAME`, where there are several.
 
     An evaluation of a trained run takes part in the choice of that run's learning rate, by the validation accuracy of
     the training where its record is at hand.
@@ -30,10 +34,20 @@ def table(runs: DataFrame) -> DataFrame:
         raise NotEnough("no evaluation on documents has completed with both an accuracy and a measured state")
     if len(set(scored["state.length"])) > 1:
         raise NotEnough("states measured at several lengths do not compare")
-    by_task = {str(task): points(rows) for task, rows in scored.groupby("task.name")}
+    scored["asked"] = _asked(scored)
+    by_task = {str(task): points(rows.drop(columns="asked")) for task, rows in scored.groupby("asked")}
     each = [found.loc[:, "family":"state.dtype"].assign(task=task) for task, found in by_task.items()]
     found = pd.concat(each, ignore_index=True)
     return found.loc[:, ["task", *found.columns.drop("task")]]
+
+
+def _asked(scored: DataFrame) -> Series:
+    tasks = Series(scored["task.name"])
+    own = tasks == "extraction"
+    if "task.path" not in scored or scored.loc[own, "task.path"].nunique() < 2:
+        return tasks
+    files = [f"extraction: {Path(str(path)).stem}" for path in scored["task.path"]]
+    return tasks.where(~own, Series(files, index=scored.index))
 
 
 def _validated(runs: DataFrame) -> DataFrame:
@@ -45,12 +59,18 @@ def _validated(runs: DataFrame) -> DataFrame:
     return evaluated
 
 
+def _title(task: str) -> str:
+    name, colon, file = task.partition(":")
+    return _TITLES.get(name, name) + colon + file
+
+
 @print_style()
 def draw(runs: DataFrame) -> Figure:
     """Draw the figure; where labels would collide, those of the best are kept."""
     drawn = table(runs).sort_values("accuracy", ascending=False)
-    tasks = sorted(drawn["task"].unique(), key=[*_TITLES, *drawn["task"]].index)
-    figure, panels = stacked(looks(drawn), [_TITLES.get(task, str(task)) for task in tasks])
+    order = [*_TITLES, *drawn["task"]]
+    tasks = sorted(drawn["task"].unique(), key=lambda task: (order.index(task.split(":")[0]), task))
+    figure, panels = stacked(looks(drawn), [_title(str(task)) for task in tasks])
     for axes, task in zip(panels, tasks, strict=True):
         bytes_axis(axes, drawn.loc[:, "state.bytes"])
         accuracy_axis(axes)

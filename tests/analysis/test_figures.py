@@ -248,6 +248,19 @@ def test_the_learning_rate_of_an_evaluation_is_that_of_its_training(record, writ
     assert (point["task"], point["accuracy"], point["train.learning_rate"]) == ("swde", 0.6, 3e-3)
 
 
+def test_own_documents_of_several_files_are_asked_of_apart(record, write):
+    runs = [record(accuracy=0.1 * n, seed=n) for n in (1, 2)]
+    for run, path in zip(runs, ("a/pages.jsonl", "b/squad.jsonl"), strict=True):
+        run["config"] |= {"task.name": "extraction", "task.path": path}
+    found = real_recall_by_state.table(load(write(runs)))
+    assert dict(zip(found["task"], found["accuracy"].round(6), strict=True)) == {
+        "extraction: pages": 0.1,
+        "extraction: squad": 0.2,
+    }
+    titles = [axes.get_title(loc="left") for axes in real_recall_by_state.draw(load(write(runs))).axes]
+    assert titles == ["own documents: pages", "own documents: squad"]
+
+
 def test_the_bound_of_recurrent_models_is_beside_recall_of_mqar_alone(record, write):
     """Drawn where it is near: 16 pairs of 4096 values take 16 log2 4096 bits, 24 bytes; said where it is far."""
 
