@@ -135,14 +135,15 @@ def export(asked: argparse.Namespace) -> int:
 def best(asked: argparse.Namespace) -> int:
     """Name the trained runs of the study at the learning rates that validation chose, as `model.run` takes them."""
     import analysis  # noqa: PLC0415
+    from analysis.architectures import DOCUMENTS, LANGUAGE  # noqa: PLC0415
 
     try:
         runs = analysis.load(asked.runs, study=asked.study)
     except (analysis.BrokenRecordError, analysis.NoRecordsError) as error:
         _say(str(error), Console(stderr=True))
         return 2
-    trained = runs.loc[~runs["task.name"].isin(analysis.architectures.DOCUMENTS)]
-    language = set(trained["task.name"]) == {analysis.architectures.LANGUAGE}
+    trained = runs.loc[~runs["task.name"].isin(DOCUMENTS)]
+    language = set(trained["task.name"]) == {LANGUAGE}
     chosen = analysis.at_best_learning_rate(trained, chosen_by="validation_loss" if language else "validation_accuracy")
     _say(",".join(chosen["identity"]))
     return 0
