@@ -176,6 +176,7 @@ def test_of_a_process_on_another_machine_the_next_heartbeat_is_awaited(alive, mo
     study = jobs(tmp_path, [4, 8])
     theirs = take(tmp_path / identities(study)[0])
     theirs.path.write_text(json.dumps({**json.loads(theirs.path.read_text()), "place": "another machine"}))
+    theirs._beat_no_more()  # this process's heartbeat, every 10 s, may fall into the 2 that are waited for
     over = threading.Event()
 
     def beat():
