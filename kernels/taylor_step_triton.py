@@ -1,9 +1,9 @@
 """A Triton kernel for a decode step of Taylor linear attention, which reads and writes the state once, in place.
 
 A token and head take 4 F V operations, and twice the F (V + 1) elements of S and z: in float32 at K = 16 and V = 64
-79,560 bytes, at half an operation a byte. So it is bound by the bytes; and as nothing is kept but a block of features,
-registers set no limit to K. The state may be in float32, bfloat16, float16 or 8 bits;
-sums are in float32, and what 8 bits cannot hold becomes the largest that they can.
+79,560 bytes, at half an operation a byte. So it is bound by the bytes; and as nothing is kept but a block of features
+and z, registers set no limit to K. The state may be in float32, bfloat16, float16 or 8 bits; sums are in float32, and
+what 8 bits cannot hold becomes the largest that they can.
 """
 
 # Triton has no types for launches, nor for functions of kernels that return several tensors.
