@@ -32,41 +32,41 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 
 class Blocks(NamedTuple):
-    """How the work is cut; counts of channels are powers of two, and `unroll` divides `tile`."""
+    """How the work is cut; counts of channels are powers of two, and `unroll` divides `tile`.
 
-    tile: int = 8
+    States come in pieces of L for all channels of a program, which are tensors of their own: so their number need not
+    be a power of two, and which thread holds what does not hang on the compiler's choice among equals.
+    """
+
+    forward_channels: int
+    backward_channels: int
+    tile: int
     """T: the backward pass holds T + 1 states of its channels in registers."""
-    unroll: int = 4
+    unroll: int
     """Steps of the forward pass whose inputs are under way at once."""
-    forward_channels: int = 64
-    forward_warps: int = 2
-    backward_channels: int = 32
-    """At most 128, and 128 / `backward_channels` at most the padded S."""
-    backward_registers: int | None = None
-    """A limit for each thread, by default the compiler's choice."""
 
     def forward(self, E: int, S: int, keep: bool) -> dict[str, Any]:
         """What `_forward` is compiled for."""
         return {
-            "E": E, "S": S, "BS": _padded(S), "BE": self.forward_channels, "T": self.tile, "UNROLL": self.unroll,
-            "KEEP": keep, "num_warps": self.forward_warps,
+            "E": E, "S": S, "L": min(8, _padded(S)), "BE": self.forward_channels, "T": self.tile, "UNROLL": self.unroll,
+            "KEEP": keep, "num_warps": 1,
         }  # fmt: skip
 
     def backward(self, E: int, S: int) -> dict[str, Any]:
         """What `_backward` is compiled for."""
-        return {
-            "E": E, "S": S, "BS": _padded(S), "BE": self.backward_channels, "T": self.tile,
-            "num_warps": 1, "maxnreg": self.backward_registers,
-        }  # fmt: skip
+        BE = self.backward_channels
+        return {"E": E, "S": S, "L": 128 // BE, "BE": BE, "T": self.tile, "num_warps": 1}
 
 
 def blocks(S: int) -> Blocks:
-    """The cut for S states a channel: the one place that chooses it.
+    """The cut for S states a channel: the one place that chooses it. A program is a warp, which spares it barriers.
 
-    Forward, a thread has a channel to itself. Backward, a program is a warp, which spares it barriers, of 16 states a
-    thread as long as S is at most 64: with tiles of 8 they take all registers that a thread can have.
+    Forward, a thread has two channels to itself, as long as S is at most 32. Backward, it has up to 16 states as long
+    as S is at most 64: with tiles of 8 they take all registers that a thread can have.
     """
-    return Blocks(backward_channels=min(128, max(8, 512 // _padded(S))))
+    padded = _padded(S)
+    tile = min(8, 512 // padded)
+    return Blocks(min(64, 2048 // padded), min(128, max(8, 512 // padded)), tile, min(4, tile))
 
 
 def _padded(S: int) -> int:
@@ -75,65 +75,69 @@ def _padded(S: int) -> int:
 
 
 @triton.jit
-def _inputs(x_ptr, dt_ptr, b_ptr, n, e, s, in_e, in_s, E: tl.constexpr, b_step):
-    """x and dt of channels, B of states at step n; dt = 0 past the end, where steps then leave the state as it is."""
-    x = tl.load(x_ptr + n * E + e, mask=in_e, other=0.0).to(tl.float32)
-    dt = tl.load(dt_ptr + n * E + e, mask=in_e, other=0.0).to(tl.float32)
-    b = tl.load(b_ptr + n * b_step + s, mask=in_s, other=0.0).to(tl.float32)
-    return x, dt, b
-
-
-@triton.jit
-def _outer(dy_ptr, c_ptr, n, e, s, in_e, in_s, E: tl.constexpr, c_step):
-    """The gradient of y of channels, C of states at step n."""
-    dy = tl.load(dy_ptr + n * E + e, mask=in_e, other=0.0).to(tl.float32)
-    c = tl.load(c_ptr + n * c_step + s, mask=in_s, other=0.0).to(tl.float32)
-    return dy, c
-
-
-@triton.jit
 def _forward(
     x_ptr, dt_ptr, rate_ptr, b_ptr, c_ptr, state_ptr, y_ptr, final_ptr, starts_ptr,
     N, sequences, b_row, b_step, c_row, c_step,
-    E: tl.constexpr, S: tl.constexpr, BS: tl.constexpr, BE: tl.constexpr,
+    E: tl.constexpr, S: tl.constexpr, L: tl.constexpr, BE: tl.constexpr,
     T: tl.constexpr, UNROLL: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
-    """All N steps of BE channels: states h [BS, BE], of which S rows count."""
+    """All N steps of BE channels: states h in pieces [L, BE]."""
+    pieces: tl.constexpr = (S + L - 1) // L
     blocks: tl.constexpr = (E + BE - 1) // BE
     row = (tl.program_id(0) // blocks).to(tl.int64)
     # In 64 bits, since otherwise each row of `at` takes registers for an address of its own.
     e = (tl.program_id(0) % blocks).to(tl.int64) * BE + tl.arange(0, BE)
-    s = tl.arange(0, BS)
-    in_e, in_s = e < E, s < S
-    # With its contiguity hidden, the compiler gives a thread whole channels, whose y is then a sum within the thread.
-    at = tl.max_contiguous(s[:, None] * E + e[None, :], [1, 1])
-    inside = in_s[:, None] & in_e[None, :]
-    rate = tl.load(rate_ptr + row // sequences * S * E + at, mask=inside, other=0.0)
-    h = tl.load(state_ptr + row * S * E + at, mask=inside, other=0.0)
-    own = row * N * E
+    s = tl.arange(0, L)
+    in_e = e < E
+    # With more of its contiguity to be seen, the compiler gives a thread more channels, and a part of their states.
+    at = tl.max_contiguous(s[:, None] * E + e[None, :], [1, 2])
+    rate_ptr += row // sequences * S * E + at
+    state_ptr += row * S * E + at
+    final_ptr += row * S * E + at
+    starts_ptr += row * tl.cdiv(N, T) * S * E + at
+    own = row * N * E + e
     x_ptr, dt_ptr, y_ptr, b_ptr, c_ptr = (
         x_ptr + own,
         dt_ptr + own,
         y_ptr + own,
-        b_ptr + row * b_row,
-        c_ptr + row * c_row,
+        b_ptr + row * b_row + s,
+        c_ptr + row * c_row + s,
     )
-    starts_ptr += row * tl.cdiv(N, T) * S * E
+    rates, hs = (), ()
+    for p in tl.static_range(pieces):
+        inside = (p * L + s < S)[:, None] & in_e[None, :]
+        rates += (tl.load(rate_ptr + p * L * E, mask=inside, other=0.0),)
+        hs += (tl.load(state_ptr + p * L * E, mask=inside, other=0.0),)
     for first in range(0, N, UNROLL):
         if KEEP and first % T == 0:
-            tl.store(starts_ptr + first // T * S * E + at, h, mask=inside)
+            for p in tl.static_range(pieces):
+                inside = (p * L + s < S)[:, None] & in_e[None, :]
+                tl.store(starts_ptr + (first // T * S + p * L) * E, hs[p], mask=inside)
         ys = ()
         for i in tl.static_range(UNROLL):
             n = first + i
-            x, dt, b = _inputs(x_ptr, dt_ptr, b_ptr, n, e, s, in_e & (n < N), in_s & (n < N), E, b_step)
-            c = tl.load(c_ptr + n * c_step + s, mask=in_s & (n < N), other=0.0).to(tl.float32)
-            h = tl.exp2(dt[None, :] * rate) * h + (dt * x)[None, :] * b[:, None]
-            ys += (tl.sum(h * c[:, None], 0),)
+            # dt = 0 past the end, where steps then leave the state as it is.
+            x = tl.load(x_ptr + n * E, mask=in_e & (n < N), other=0.0).to(tl.float32)
+            dt = tl.load(dt_ptr + n * E, mask=in_e & (n < N), other=0.0).to(tl.float32)
+            u = dt * x
+            y = tl.zeros([BE], tl.float32)
+            after = ()
+            for p in tl.static_range(pieces):
+                in_s = (p * L + s < S) & (n < N)
+                b = tl.load(b_ptr + n * b_step + p * L, mask=in_s, other=0.0).to(tl.float32)
+                c = tl.load(c_ptr + n * c_step + p * L, mask=in_s, other=0.0).to(tl.float32)
+                h = tl.exp2(dt[None, :] * rates[p]) * hs[p] + u[None, :] * b[:, None]
+                y += tl.sum(h * c[:, None], 0)
+                after += (h,)
+            hs = after
+            ys += (y,)
         # Stores come last, as no load may overtake a store.
         for i in tl.static_range(UNROLL):
             n = first + i
-            tl.store(y_ptr + n * E + e, ys[i].to(y_ptr.dtype.element_ty), mask=in_e & (n < N))
-    tl.store(final_ptr + row * S * E + at, h, mask=inside)
+            tl.store(y_ptr + n * E, ys[i].to(y_ptr.dtype.element_ty), mask=in_e & (n < N))
+    for p in tl.static_range(pieces):
+        inside = (p * L + s < S)[:, None] & in_e[None, :]
+        tl.store(final_ptr + p * L * E, hs[p], mask=inside)
 
 
 @triton.jit
@@ -141,66 +145,124 @@ def _backward(
     x_ptr, dt_ptr, rate_ptr, b_ptr, c_ptr, starts_ptr, dy_ptr, dfinal_ptr,
     dx_ptr, ddt_ptr, da_ptr, db_ptr, dc_ptr, dstate_ptr,
     N, sequences, b_row, b_step, c_row, c_step,
-    E: tl.constexpr, S: tl.constexpr, BS: tl.constexpr, BE: tl.constexpr, T: tl.constexpr,
+    E: tl.constexpr, S: tl.constexpr, L: tl.constexpr, BE: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
     """The adjoint of `_forward`; dA [., S, E] is of one sequence, dB and dC [blocks, ., N, S] of one block.
 
-    States are [K, L, BE]: a warp is L x BE / 4 threads, each with K states of 4 channels. What belongs to a channel is
-    [1, L, BE], so that each of its L threads reads it for itself: read once, it would have to be handed around.
+    States are pieces [L, BE]: a warp is L x BE / 4 threads, each with a state of 4 channels. What belongs to a channel
+    is [L, BE] too, so that each of its L threads reads it for itself: read once, it would have to be handed around.
     """
-    L: tl.constexpr = 128 // BE
-    K: tl.constexpr = BS // L
+    pieces: tl.constexpr = (S + L - 1) // L
     blocks: tl.constexpr = (E + BE - 1) // BE
     row, block = (tl.program_id(0) // blocks).to(tl.int64), (tl.program_id(0) % blocks).to(tl.int64)
-    lane = tl.arange(0, L)[None, :, None]
-    e = block * BE + tl.arange(0, BE)[None, None, :] + 0 * lane  # [1, L, BE]
-    s = tl.arange(0, K)[:, None, None] * L + lane  # [K, L, 1]
-    to_s = tl.arange(0, K)[:, None] * L + tl.arange(0, L)[None, :]  # [K, L]
-    in_e, in_s = e < E, s < S
-    at = s * E + e
-    inside = in_s & in_e
-    rate = tl.load(rate_ptr + row // sequences * S * E + at, mask=inside, other=0.0)
-    dh = tl.load(dfinal_ptr + row * S * E + at, mask=inside, other=0.0)
-    da = tl.zeros_like(rate)
+    s, lane = tl.arange(0, L), tl.arange(0, L)[:, None]
+    e = block * BE + tl.arange(0, BE)[None, :] + 0 * lane  # [L, BE]
+    in_e = e < E
+    at = lane * E + e
     tiles = tl.cdiv(N, T)
-    own = row * N * E
+    rate_ptr += row // sequences * S * E + at
+    dfinal_ptr += row * S * E + at
+    starts_ptr += row * tiles * S * E + at
+    dstate_ptr += row * S * E + at
+    da_ptr += row * S * E + at
+    own = row * N * E + e
     x_ptr, dt_ptr, dy_ptr, dx_ptr, ddt_ptr = x_ptr + own, dt_ptr + own, dy_ptr + own, dx_ptr + own, ddt_ptr + own
-    part = (block * (tl.num_programs(0) // blocks) + row) * N * S
-    b_ptr, c_ptr, db_ptr, dc_ptr = b_ptr + row * b_row, c_ptr + row * c_row, db_ptr + part, dc_ptr + part
-    starts_ptr += row * tiles * S * E
+    part = (block * (tl.num_programs(0) // blocks) + row) * N * S + s
+    b_ptr, c_ptr = b_ptr + row * b_row + s, c_ptr + row * c_row + s
+    db_ptr, dc_ptr = db_ptr + part, dc_ptr + part
+    rates, dhs, das = (), (), ()
+    for p in tl.static_range(pieces):
+        inside = (p * L + lane < S) & in_e
+        rates += (tl.load(rate_ptr + p * L * E, mask=inside, other=0.0),)
+        dhs += (tl.load(dfinal_ptr + p * L * E, mask=inside, other=0.0),)
+        das += (tl.zeros([L, BE], tl.float32),)
     for done in range(tiles):
         first = (tiles - 1 - done) * T
-        h = tl.load(starts_ptr + (tiles - 1 - done) * S * E + at, mask=inside, other=0.0)
-        n = first + T - 1
-        dy_ahead, c_ahead = _outer(dy_ptr, c_ptr, n, e, s, in_e & (n < N), in_s & (n < N), E, c_step)
-        hs = (h,)
+        hs = ((),)  # before step `first`, and after each
+        for p in tl.static_range(pieces):
+            inside = (p * L + lane < S) & in_e
+            start = tl.load(starts_ptr + ((tiles - 1 - done) * S + p * L) * E, mask=inside, other=0.0)
+            hs = (hs[0] + (start,),)
+        dy_ahead, c_ahead = _outer(dy_ptr, c_ptr, first + T - 1, N, s, in_e, E, S, L, c_step)
         for i in tl.static_range(T):
-            n = first + i
-            x, dt, b = _inputs(x_ptr, dt_ptr, b_ptr, n, e, s, in_e & (n < N), in_s & (n < N), E, b_step)
-            h = tl.exp2(dt * rate) * h + dt * x * b
-            hs += (h,)
+            x, dt, bs = _inputs(x_ptr, dt_ptr, b_ptr, first + i, N, s, in_e, E, S, L, b_step)
+            hs += (_after(hs[i], rates, x, dt, bs),)
         for i in tl.static_range(T - 1, -1, -1):
             n = first + i
-            dy, c = dy_ahead, c_ahead
+            dy, cs = dy_ahead, c_ahead
             # No load may overtake a store, so those of the next step come before the stores of this one.
             if i > 0:
-                dy_ahead, c_ahead = _outer(dy_ptr, c_ptr, n - 1, e, s, in_e & (n <= N), in_s & (n <= N), E, c_step)
-            x, dt, b = _inputs(x_ptr, dt_ptr, b_ptr, n, e, s, in_e & (n < N), in_s & (n < N), E, b_step)
-            dh += c * dy
-            dc = tl.sum(hs[i + 1] * dy, 2)
-            db = tl.sum(dh * (dt * x), 2)
-            du = tl.sum(tl.sum(dh * b, 0), 0)
-            dh *= tl.exp2(dt * rate)
-            p = dh * hs[i]
-            da += dt * p
-            ddt = du * x + tl.sum(tl.sum(p * rate, 0), 0) * LN2
-            tl.store(dc_ptr + n * S + to_s, dc, mask=(to_s < S) & (n < N))
-            tl.store(db_ptr + n * S + to_s, db, mask=(to_s < S) & (n < N))
+                dy_ahead, c_ahead = _outer(dy_ptr, c_ptr, n - 1, N, s, in_e, E, S, L, c_step)
+            x, dt, bs = _inputs(x_ptr, dt_ptr, b_ptr, n, N, s, in_e, E, S, L, b_step)
+            dhs, das, dcs, dbs, du, ddt = _adjoint(dhs, das, hs[i], hs[i + 1], rates, x, dt, dy, bs, cs)
+            for p in tl.static_range(pieces):
+                in_s = (p * L + s < S) & (n < N)
+                tl.store(dc_ptr + n * S + p * L, dcs[p].to(dc_ptr.dtype.element_ty), mask=in_s)
+                tl.store(db_ptr + n * S + p * L, dbs[p].to(db_ptr.dtype.element_ty), mask=in_s)
             mine = in_e & (lane == 0) & (n < N)
-            tl.store(dx_ptr + n * E + e, (du * dt).to(dx_ptr.dtype.element_ty), mask=mine)
-            tl.store(ddt_ptr + n * E + e, ddt.to(ddt_ptr.dtype.element_ty), mask=mine)
-    tl.store(dstate_ptr + row * S * E + at, dh, mask=inside)
-    tl.store(da_ptr + row * S * E + at, da, mask=inside)
+            tl.store(dx_ptr + n * E, (du * dt).to(dx_ptr.dtype.element_ty), mask=mine)
+            tl.store(ddt_ptr + n * E, ddt.to(ddt_ptr.dtype.element_ty), mask=mine)
+    for p in tl.static_range(pieces):
+        inside = (p * L + lane < S) & in_e
+        tl.store(dstate_ptr + p * L * E, dhs[p], mask=inside)
+        tl.store(da_ptr + p * L * E, das[p], mask=inside)
+
+
+@triton.jit
+def _after(hs, rates, x, dt, bs):
+    """The states of every piece after one more step."""
+    after = ()
+    for p in tl.static_range(len(hs)):
+        after += (tl.exp2(dt * rates[p]) * hs[p] + dt * x * bs[p][:, None],)
+    return after
+
+
+@triton.jit
+def _adjoint(dhs, das, before, after, rates, x, dt, dy, bs, cs):
+    """A step back: dh and dA of every piece, dC and dB of states, and the gradients of dt x and dt of channels."""
+    new_dhs, new_das, dcs, dbs = (), (), (), ()
+    du, along = tl.zeros_like(rates[0]), tl.zeros_like(rates[0])
+    for p in tl.static_range(len(dhs)):
+        dh = dhs[p] + cs[p][:, None] * dy
+        dcs += (tl.sum(after[p] * dy, 1),)
+        dbs += (tl.sum(dh * (dt * x), 1),)
+        du += dh * bs[p][:, None]
+        dh *= tl.exp2(dt * rates[p])
+        change = dh * before[p]
+        along += change * rates[p]
+        new_dhs += (dh,)
+        new_das += (das[p] + dt * change,)
+    du = tl.sum(du, 0)[None, :] + 0 * along
+    ddt = du * x + tl.sum(along, 0)[None, :] * LN2
+    return new_dhs, new_das, dcs, dbs, du, ddt
+
+
+@triton.jit
+def _inputs(
+    x_ptr, dt_ptr, b_ptr, n, N, s, in_e, E: tl.constexpr, S: tl.constexpr, L: tl.constexpr, b_step
+):  # fmt: skip
+    """x and dt of channels, B of states in pieces, at step n; dt = 0 past the end, so that nothing changes there."""
+    x = tl.load(x_ptr + n * E, mask=in_e & (n < N), other=0.0).to(tl.float32)
+    dt = tl.load(dt_ptr + n * E, mask=in_e & (n < N), other=0.0).to(tl.float32)
+    return x, dt, _states(b_ptr + n * b_step, s, n < N, S, L)
+
+
+@triton.jit
+def _outer(
+    dy_ptr, c_ptr, n, N, s, in_e, E: tl.constexpr, S: tl.constexpr, L: tl.constexpr, c_step
+):  # fmt: skip
+    """The gradient of y of channels, C of states in pieces, at step n."""
+    dy = tl.load(dy_ptr + n * E, mask=in_e & (n < N), other=0.0).to(tl.float32)
+    return dy, _states(c_ptr + n * c_step, s, n < N, S, L)
+
+
+@triton.jit
+def _states(ptr, s, inside, S: tl.constexpr, L: tl.constexpr):
+    """A number for each state, in pieces [L]."""
+    found = ()
+    for p in tl.static_range((S + L - 1) // L):
+        found += (tl.load(ptr + p * L, mask=(p * L + s < S) & inside, other=0.0).to(tl.float32),)
+    return found
 
 
 Outputs = tuple[Tensor, Tensor, Tensor]
@@ -243,7 +305,7 @@ def _scan_gradients(
     parts = _ceil(E, cut.backward_channels)
     dx, ddt = torch.empty_like(x), torch.empty_like(dt)
     dA, dstate = (x.new_empty(b, S, E, dtype=torch.float32) for _ in range(2))
-    dB, dC = (x.new_empty(parts, b, N, S, dtype=torch.float32) for _ in range(2))
+    dB, dC = (t.new_empty(parts, b, N, S) for t in (B, C))
     with torch.cuda.device_of(x):
         _backward[(parts * b,)](
             x, dt, rate, B, C, starts, dy.contiguous(), _transposed(dfinal), dx, ddt, dA, dB, dC, dstate,
