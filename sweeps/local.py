@@ -9,6 +9,7 @@ from models.settings import SettingErrors, check
 from recallbench.config import AnyRun, ExecutionConfig
 from recallbench.device import check_device
 from recallbench.interrupt import Stopped, deadline, stop_on_signals
+from sweeps.mps import side_by_side
 from sweeps.pool import PoolConfig, places, run_pool
 from sweeps.study import Job
 
@@ -25,7 +26,7 @@ def check_local(settings: dict[str, Any], runs: Sequence[AnyRun], execution: Exe
 def launch_locally(jobs: Sequence[Job], pool: PoolConfig, execution: ExecutionConfig, console: Console) -> None:
     """Carry out jobs. **Raises** `Stopped` at a signal, and `PoolFailed`."""
     at = places(execution.device, pool.workers, pool.workers_per_gpu, alone=execution.sweep.alone)
-    with stop_on_signals(deadline=deadline(execution.sweep.time_budget)) as stop:
+    with side_by_side(at) as at, stop_on_signals(deadline=deadline(execution.sweep.time_budget)) as stop:
         run_pool(
             [job.settings for job in jobs],
             at,
