@@ -20,6 +20,9 @@ threads for each state. A multiprocessor that does 16 exponentials, 32 exchanges
 instructions in both.
 """
 
+# The language inside @triton.jit is not Python's: sizes are constants there, and a static_range is unrolled.
+# pyright: reportGeneralTypeIssues=false
+
 from typing import Any, NamedTuple
 
 import torch

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from recallbench import benchmark, kernel_benchmark
+from recallbench import benchmark, kernel_benchmark, plain_benchmark
 from recallbench.benchmark import Case, measure, over_based, table
 
 
@@ -41,6 +41,15 @@ def test_every_kernel_beside_its_floor(case):
         torch.tensor(rows["fraction"] * rows["milliseconds"]), torch.tensor(rows["floor"]), rtol=1e-9, atol=0
     )
     assert kernel_benchmark.table(rows).row_count == len(rows)
+
+
+def test_a_run_becomes_as_accurate_both_ways():
+    point = plain_benchmark.Point("attention", {}, 16, 1e-2)
+    plain, ours = plain_benchmark.measure(point, torch.device("cpu"), plain_benchmark.SMALL)
+    assert (plain["members"], ours["members"]) == (1, 4)
+    assert (plain["epochs"], plain["steps"], ours["steps"]) == (2, 16, 64)
+    assert plain["accuracy"] == pytest.approx(ours["accuracy"], abs=0.02)
+    assert plain_benchmark.table([plain, ours]).row_count == 2
 
 
 STEP = {"mixer": "h3", "settings": "", "d_model": 8, "measured": "step, ms", "value": 1.0, "speedup": None}
