@@ -144,11 +144,13 @@ def _backward(
 
     At position n of a walk dz_n is known, and with it dx of position n - (k - 1), which below 0 is that of the past.
     """
-    blocks = tl.cdiv(N, R * T)
-    b, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
+    # Programs that run at a time cover whole rows of memory, since those of one row follow each other.
+    blocks, parts = tl.cdiv(N, R * T), tl.cdiv(D, BD)
+    program, part = tl.program_id(0) // parts, tl.program_id(0) % parts
+    b, block = (program // blocks).to(tl.int64), program % blocks
     first = (block * R + tl.arange(0, R)[:, None]) * T  # [R, 1]
     last = tl.minimum(first + T, N)
-    d = tl.program_id(1) * BD + tl.arange(0, BD)[None, :]
+    d = part * BD + tl.arange(0, BD)[None, :]
     in_d, own = d < D, b // sequences * D + d
     width = 2 * D if GATED else D
     x_ptr, dy_ptr, dx_ptr = x_ptr + b * xb + d, dy_ptr + b * yb + d, dx_ptr + b * N * width + d
@@ -188,12 +190,11 @@ def _backward(
                 dx = tl.load(dafter_ptr + of_past + (n - N) * D, mask=read, other=0.0).to(tl.float32)
             dx, dw, dbias = _weighted(dx, w[::-1], dzs, k), _added(dw, dz, xs, k), dbias + dz
             xs, dzs = xs[1:], dzs[1:]
-            place = n - (k - 1)
-            inside = (place >= first) & (place < last) & in_d
+            inside = (n >= first + k - 1) & (n < last + k - 1) & in_d
             tl.store(dx_at + (i - (k - 1)) * width, dx.to(dx_ptr.dtype.element_ty), mask=inside)
             if DPAST:
-                tl.store(dpast_ptr + of_past + n * D, dx.to(dpast_ptr.dtype.element_ty), mask=(place < 0) & in_d)
-    sums_ptr += tl.program_id(0).to(tl.int64) * D * (k + BIASED)
+                tl.store(dpast_ptr + of_past + n * D, dx.to(dpast_ptr.dtype.element_ty), mask=(n < k - 1) & in_d)
+    sums_ptr += program.to(tl.int64) * D * (k + BIASED)
     for i in tl.static_range(k):
         tl.store(sums_ptr + d * k + i, tl.sum(dw[i], 0)[None, :], mask=in_d)
     if BIASED:
@@ -265,7 +266,7 @@ def _conv_gradients(
     programs = B * triton.cdiv(N, STRETCHES * T)
     sums = x.new_empty(programs, D * (k + (bias is not None)), dtype=torch.float32)
     with torch.cuda.device_of(x):
-        _backward[(programs, triton.cdiv(D, BACKWARD_CHANNELS))](
+        _backward[(programs * triton.cdiv(D, BACKWARD_CHANNELS),)](
             x, weight.contiguous(), _contiguous(bias), past, dy, _contiguous(dafter), dx, dpast, sums,
             N, D, T, B // groups, *_steps(x), *_steps(past), *_steps(dy),
             k, bias is not None, past is not None, silu, gated, dafter is not None, wants_dpast,

@@ -177,6 +177,11 @@ def test_operations_keep_the_rules_of_torch():
         arguments = (x, weight.unsqueeze(0), bias.unsqueeze(0), before, True, True)
         tests = ("test_schema", "test_faketensor", "test_autograd_registration")
         torch.library.opcheck(torch.ops.recallbench.short_conv.default, arguments, test_utils=tests)
+        backward = (*(None if t is None else t.detach() for t in arguments[:4]), True, True)
+        for dafter, wants_dpast in ((None, False), (random(2, 3, 6), before is not None)):
+            arguments = (*backward, random(2, 9, 6), dafter, wants_dpast)
+            operation = torch.ops.recallbench.short_conv_backward.default
+            torch.library.opcheck(operation, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 def test_nothing_is_kept_where_no_gradient_is_wanted():
