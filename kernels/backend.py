@@ -40,7 +40,7 @@ KERNELS = {
     "sliding_window_float32": Serves({"K": (1, 128), "V": (1, 128)}, gradient=True),
     "sliding_window_step": Serves({"K": (1, 256), "V": (1, 256)}, contiguous=True),
     "based_step": Serves({"K": (1, 32), "V": (1, 256), "window_K": (1, 256), "window_V": (1, 256)}, contiguous=True),
-    "short_conv": Serves({"k": (2, 8)}),
+    "short_conv": Serves({"k": (2, 8)}, gradient=True),
     "short_conv_step": Serves({"k": (2, 8)}, contiguous=True),
     "selective_scan": Serves({"S": (1, 256)}, gradient=True),
     "selective_scan_step": Serves({"S": (1, 256)}),

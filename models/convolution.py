@@ -19,21 +19,19 @@ class ShortConvolution(nn.Conv1d):
         """No input yet: zeros [B, k - 1, D]."""
         return torch.zeros(batch_size, self.kernel_size[0] - 1, self.in_channels, dtype=dtype, device=device)
 
-    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Tensor, *, silu: bool = False, gated: bool = False
+    ) -> Tensor:
         """[B, N, D] -> [B, N, D] from an empty past."""
-        return self.prefill(x, self.init_state(x.shape[0], dtype=x.dtype, device=x.device))[0]
+        return short_conv(x, self.weight, self.bias, None, silu=silu, gated=gated)[0]
 
-    def prefill(
-        self, x: Tensor, state: Tensor, *, silu: bool = False, gate: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """[B, N, D] after `state` [B, k - 1, D] -> outputs [B, N, D], passed through silu and gated, and new state."""
-        return short_conv(x, self.weight, self.bias, state, silu=silu, gate=gate)
+    def prefill(self, x: Tensor, state: Tensor, *, silu: bool = False, gated: bool = False) -> tuple[Tensor, Tensor]:
+        """[B, N, D] after `state` [B, k - 1, D] -> outputs [B, N, D], as `short_conv` says, and new state."""
+        return short_conv(x, self.weight, self.bias, state, silu=silu, gated=gated)
 
-    def step(
-        self, x: Tensor, state: Tensor, *, silu: bool = False, gate: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, state: Tensor, *, silu: bool = False, gated: bool = False) -> tuple[Tensor, Tensor]:
         """[B, D] after `state` [B, k - 1, D] -> output [B, D], new state."""
-        return short_conv_step(x, self.weight, self.bias, state, silu=silu, gate=gate)
+        return short_conv_step(x, self.weight, self.bias, state, silu=silu, gated=gated)
 
     def state_bytes(self, dtype: torch.dtype) -> int:
         """Bytes of state a sequence."""

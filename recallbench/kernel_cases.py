@@ -185,26 +185,28 @@ def _based_steps(case: Case, random: Random) -> Iterator[tuple[str, Call]]:
 
 
 def _convolutions(case: Case, random: Random) -> Iterator[tuple[str, Call]]:
-    x, gate = random(case.B, case.N, 2 * CHANNELS).chunk(2, -1)
+    x = random(case.B, case.N, 2 * CHANNELS)  # what is convolved, and its gate
     weight, past = random(CHANNELS, 1, SIZE), random(case.B, SIZE - 1, CHANNELS)
     for name, backend in _ours(x):
-        yield name, lambda of=backend: short_conv(x, weight, None, past, silu=True, gate=gate, backend=of)
+        yield name, lambda of=backend: short_conv(x, weight, None, past, silu=True, gated=True, backend=of)
     if x.is_cuda and importlib.util.find_spec("fla"):
         conv, filters = importlib.import_module("fla.modules.convolution").causal_conv1d, weight.squeeze(1)
-        yield "fla causal_conv1d, and the gate", lambda: gate * conv(x, filters, activation="silu")[0]
+        u, gate = x.chunk(2, -1)
+        yield "fla causal_conv1d, and the gate", lambda: gate * conv(u, filters, activation="silu")[0]
 
 
 def _convolution_steps(case: Case, random: Random) -> Iterator[tuple[str, Call]]:
-    x, gate = random(case.B, 2 * CHANNELS).chunk(2, -1)
+    x = random(case.B, 2 * CHANNELS)
     weight, past = random(CHANNELS, 1, SIZE), random(case.B, SIZE - 1, CHANNELS)
     for name, backend in _ours(x):
-        yield name, lambda of=backend: short_conv_step(x, weight, None, past, silu=True, gate=gate, backend=of)
+        yield name, lambda of=backend: short_conv_step(x, weight, None, past, silu=True, gated=True, backend=of)
     if x.is_cuda and importlib.util.find_spec("fla"):
         update = importlib.import_module("fla.modules.convolution").causal_conv1d_update
+        u, gate = x.chunk(2, -1)
         filters, cache = weight.squeeze(1), random(case.B, CHANNELS, SIZE)
         yield (
             "fla causal_conv1d_update, and the gate",
-            lambda: gate * update(x, cache, weight=filters, activation="silu")[0],
+            lambda: gate * update(u, cache, weight=filters, activation="silu")[0],
         )
 
 

@@ -24,7 +24,7 @@ from models.mixer import Mixer, accumulation_dtype
 EPS = 1e-6
 """Of the norm of queries and keys, as in the reference."""
 
-ACTIVATIONS = {"silu": F.silu, "relu": F.relu, "elu": lambda x: F.elu(x) + 1, "identity": lambda x: x}
+ACTIVATIONS = {"relu": F.relu, "elu": lambda x: F.elu(x) + 1, "identity": lambda x: x}
 
 
 class DeltaNetState(NamedTuple):
@@ -82,12 +82,12 @@ class DeltaNet(Mixer):
         return DeltaNetState(conv, torch.zeros(batch_size, self.num_heads, self.key_dim, self.value_dim, **like))
 
     def prefill(self, x: Tensor, state: DeltaNetState) -> tuple[Tensor, DeltaNetState]:
-        qkv, conv = short_conv(self._project(x), self._filters(x), None, state.conv)
+        qkv, conv = short_conv(self._project(x), self._filters(x), None, state.conv, silu=self._all_silu)
         y, memory = delta_rule(*self._select(qkv, x), state.memory)
         return self._output(y, x), DeltaNetState(conv, memory.to(state.memory.dtype))
 
     def step(self, x: Tensor, state: DeltaNetState) -> tuple[Tensor, DeltaNetState]:
-        qkv, conv = short_conv_step(self._project(x), self._filters(x), None, state.conv)
+        qkv, conv = short_conv_step(self._project(x), self._filters(x), None, state.conv, silu=self._all_silu)
         x = x.unsqueeze(1)
         q, k, v, beta, log_decay = (t.squeeze(2) for t in self._select(qkv.unsqueeze(1), x))
         y, memory = delta_rule_step(q, k, v, beta, log_decay, state.memory)
@@ -96,6 +96,11 @@ class DeltaNet(Mixer):
     def state_bytes(self, length: int, dtype: torch.dtype) -> int:
         memory = self.num_heads * self.key_dim * self.value_dim
         return ((self.conv_size - 1) * sum(self.widths) + memory) * dtype.itemsize
+
+    @property
+    def _all_silu(self) -> bool:
+        """Whether queries, keys and values have one activation, which is then applied with their convolution."""
+        return self.qk_activation == "silu"
 
     def _project(self, x: Tensor) -> Tensor:
         """Queries, keys and values before their convolutions, side by side: [..., H (2 K + V)]."""
@@ -111,9 +116,11 @@ class DeltaNet(Mixer):
         """Queries and keys [B, H, N, K], values [B, H, N, V], rates b [B, H, N], log-decays [B, H, N]."""
         wide = accumulation_dtype(x.dtype)
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in qkv.split(self.widths, dim=-1))
-        q, k = (self._normalise(ACTIVATIONS[self.qk_activation](t).to(wide)) for t in (q, k))
+        if not self._all_silu:
+            q, k, v = (*(ACTIVATIONS[self.qk_activation](t) for t in (q, k)), F.silu(v))
+        q, k = (self._normalise(t.to(wide)) for t in (q, k))
         beta = self.b_proj(x).to(wide).sigmoid().transpose(1, 2) * (2 if self.allow_neg_eigval else 1)
-        return q * self.key_dim**-0.5, k, F.silu(v), beta, self._log_decay(x)
+        return q * self.key_dim**-0.5, k, v, beta, self._log_decay(x)
 
     def _normalise(self, x: Tensor) -> Tensor:
         if self.qk_norm == "sum":

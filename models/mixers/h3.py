@@ -100,8 +100,7 @@ class H3(Mixer):
         self.output_linear = nn.Linear(d_model, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        past = torch.zeros(x.shape[0], self.d_state - 1, self.d_model, dtype=x.dtype, device=x.device)
-        k, _ = short_conv(self.k_proj(x), self._shift_weight(), None, past)
+        k, _ = short_conv(self.k_proj(x), self._shift_weight(), None, None)
         y, _ = self._associate(k, self.v_proj(x))
         return self._read(y, x)
 

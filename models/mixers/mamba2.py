@@ -81,7 +81,7 @@ class Mamba2(Mixer):
 
     def forward(self, x: Tensor) -> Tensor:
         z, xBC, dt = self._project(x)
-        v, q, k, log_decay, dt = self._select(self.conv1d(xBC), dt)
+        v, q, k, log_decay, dt = self._select(self.conv1d(xBC, silu=True), dt)
         y, _ = decay_linear_attention(q, k, dt * v, log_decay)
         return self._output(y, v, z)
 
@@ -92,14 +92,14 @@ class Mamba2(Mixer):
 
     def prefill(self, x: Tensor, state: Mamba2State) -> tuple[Tensor, Mamba2State]:
         z, xBC, dt = self._project(x)
-        xBC, conv = self.conv1d.prefill(xBC, state.conv)
+        xBC, conv = self.conv1d.prefill(xBC, state.conv, silu=True)
         v, q, k, log_decay, dt = self._select(xBC, dt)
         y, final_state = decay_linear_attention(q, k, dt * v, log_decay, state.ssm)
         return self._output(y, v, z), Mamba2State(conv, final_state().to(state.ssm.dtype))
 
     def step(self, x: Tensor, state: Mamba2State) -> tuple[Tensor, Mamba2State]:
         z, xBC, dt = self._project(x)
-        xBC, conv = self.conv1d.step(xBC, state.conv)
+        xBC, conv = self.conv1d.step(xBC, state.conv, silu=True)
         v, q, k, log_decay, dt = (t.squeeze(2) for t in self._select(xBC.unsqueeze(1), dt.unsqueeze(1)))
         y, ssm = decay_linear_attention_step(q, k, dt * v, log_decay, state.ssm)
         return self._output(y.unsqueeze(2), v.unsqueeze(2), z.unsqueeze(1)).squeeze(1), Mamba2State(conv, ssm)
@@ -114,7 +114,7 @@ class Mamba2(Mixer):
     def _select(self, xBC: Tensor, dt: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Values x [B, H, N, V], queries C and keys B [B, G, N, K], log-decays [B, H, N], steps dt [B, H, N, 1]."""
         wide, group = accumulation_dtype(dt.dtype), self.num_groups * self.d_state
-        x, B, C = F.silu(xBC).split([self.d_inner, group, group], dim=-1)
+        x, B, C = xBC.split([self.d_inner, group, group], dim=-1)
         v, k, q = (
             t.unflatten(-1, (-1, n)).transpose(1, 2)
             for t, n in ((x, self.head_dim), (B, self.d_state), (C, self.d_state))

@@ -29,17 +29,18 @@ class ShortConv(Mixer):
         self.conv = ShortConvolution(expand * d_model // 2, kernel_size)
         self.out_proj = nn.Linear(expand * d_model // 2, d_model, bias=bias)
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out_proj(self.conv(self.in_proj(x), silu=True, gated=True))
+
     def init_state(self, batch_size, *, max_length=None, dtype=None, device=None) -> Tensor:
         return self.conv.init_state(batch_size, **self.like_parameters(dtype, device))
 
     def prefill(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        u, gate = self.in_proj(x).chunk(2, dim=-1)
-        y, state = self.conv.prefill(u, state, silu=True, gate=gate)
+        y, state = self.conv.prefill(self.in_proj(x), state, silu=True, gated=True)
         return self.out_proj(y), state
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        u, gate = self.in_proj(x).chunk(2, dim=-1)
-        y, state = self.conv.step(u, state, silu=True, gate=gate)
+        y, state = self.conv.step(self.in_proj(x), state, silu=True, gated=True)
         return self.out_proj(y), state
 
     def state_bytes(self, length: int, dtype: torch.dtype) -> int:

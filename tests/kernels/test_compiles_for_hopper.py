@@ -142,6 +142,17 @@ def test_sliding_window_needs_no_more_than_registers(K, V, dtype, has_past, comp
     assert compiled == {"_forward": 0, "_queries_backward": 0, "_keys_backward": 0}
 
 
+@pytest.mark.parametrize("k", [2, 4, 8])
+@pytest.mark.parametrize(("dtype", "gated"), [(torch.bfloat16, True), (torch.bfloat16, False), (torch.float32, True)])
+def test_short_convolution_needs_no_more_than_registers(k, dtype, gated, compiled):
+    D = 288
+    (x,), (weight, bias, past) = tensors((2, 100, D + gated * D), dtype=dtype), tensors((D, 1, k), (D,), (2, k - 1, D))
+    both_ways(lambda x, *t: short_conv(x, *t, silu=True, gated=gated, backend="triton"), [x, weight, bias, past])
+    x = x.detach().requires_grad_()
+    both_ways(lambda x: short_conv(x, weight, None, None, silu=True, gated=gated, backend="triton"), [x])
+    assert compiled == {"_prefill": 0, "_backward": 0}
+
+
 def test_steps_need_no_more_than_registers(compiled):
     B, H, K, V, W, E, S = 2, 16, 16, 64, 64, 512, 16
     q, k, v, near, conv, x, dt, b, c, past = (
@@ -162,7 +173,7 @@ def test_steps_need_no_more_than_registers(compiled):
         attention_step(heads, heads, heads, cache, cache, ring.length, backend="triton")
     based_step((q, k, v), (near, near, near), BasedState(far, ring), backend="triton")
     weight, A = torch.zeros(E, 1, 4, dtype=torch.bfloat16), torch.zeros(E, S)
-    short_conv(conv.unsqueeze(1), weight, None, past, silu=True, gate=conv.unsqueeze(1), backend="triton")
+    short_conv(conv.unsqueeze(1), weight, None, past, silu=True, backend="triton")
     short_conv_step(conv, weight, weight[:, 0, 0].contiguous(), past, silu=True, backend="triton")
     for dtype in (torch.float32, torch.bfloat16):
         selective_scan_step(x, dt, A, b, c, torch.zeros(B, E, S, dtype=dtype), backend="triton")

@@ -62,10 +62,11 @@ def test_prefill_and_steps(name):
     assert (fused[:, :9] - fused[:, 9:]).norm() < 1e-5 * exact.norm()
 
 
-def test_gradients_of_a_window_behind_a_past():
-    """Fewer heads of keys than of queries, and a state whose own gradient goes on through prefill."""
+@pytest.mark.parametrize("name", ["sliding_window", "short_conv", "mamba"])
+def test_gradients_behind_a_past(name):
+    """Of a state whose own gradient goes on through prefill; the window has fewer heads of keys than of queries."""
     torch.manual_seed(0)
-    mixer = MIXERS["sliding_window"](D, **OPTIONS["sliding_window"]).to(DEVICE)
+    mixer = MIXERS[name](D, **OPTIONS[name]).to(DEVICE)
     x = torch.randn(2, 9, D, device=DEVICE)
     results = {}
     for backend in ("triton", "reference"):
