@@ -35,19 +35,19 @@ def convolve(u: Tensor, h: Tensor) -> Tensor:
 
 def _by_matrix(u: Tensor, h: Tensor) -> Tensor:
     """y_c = u_c T_c, a row of u_c for each sequence."""
-    T = toeplitz(h, u.shape[-1]).to(u.dtype).contiguous()  # whose rows begin where the chip can load them
+    T = toeplitz(h, u.shape[-1]).to(u.dtype)
     return (u.flatten(1, -2) @ T).view(u.shape).to(u.dtype)
 
 
 def toeplitz(h: Tensor, N: int) -> Tensor:
     """[C, L] -> T [C, N, N] with T[s, t] = h[t - s] from the diagonal on, and 0 beyond the L lags.
 
-    Every row of 2 N, read as if it had one element less, begins one later than the row above it. The gradient of this
-    is a sum of rows, where that of an index would be a scatter.
+    Rows of N + 1, read as if they were of N, begin one later each than the one above. The gradient of this is a sum of
+    rows, where that of an index would be a scatter.
     """
     h = h[:, :N]
-    rows = F.pad(h, (0, 2 * N - h.shape[1])).unsqueeze(1).expand(-1, N, -1)  # [C, N, 2 N]
-    return rows.flatten(1)[:, :-N].unflatten(1, (N, 2 * N - 1))[..., :N]
+    rows = F.pad(h, (0, N + 1 - h.shape[1])).unsqueeze(1).expand(-1, N, -1)  # [C, N, N + 1]
+    return rows.flatten(1)[:, :-N].unflatten(1, (N, N)).triu()
 
 
 def long_conv_step(u: Tensor, h: Tensor) -> Tensor:
