@@ -16,18 +16,19 @@ from kernels.long_conv import convolve
 
 
 class Complex(NamedTuple):
-    """Complex numbers as torch.compile can generate code for them."""
+    """Complex numbers as two real tensors of one shape, since torch.compile generates no code for a complex one."""
 
     real: Tensor
     imag: Tensor
 
 
 def times(x: Complex, y: Complex) -> Complex:
+    """Their product, element by element."""
     return Complex(x.real * y.real - x.imag * y.imag, x.real * y.imag + x.imag * y.real)
 
 
-def power(log_a: Complex, n: Tensor) -> Complex:
-    """a^n for real n."""
+def power(log_a: Complex, n: Tensor | int) -> Complex:
+    """a^n for real n, as many as broadcast."""
     size, angle = (log_a.real * n).exp(), log_a.imag * n
     return Complex(size * angle.cos(), size * angle.sin())
 

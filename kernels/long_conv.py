@@ -15,11 +15,15 @@ DENSE = 1024
 
 def long_conv(u: Tensor, h: Tensor) -> Tensor:
     """The parallel form: inputs `u` [B, N, C], filter `h` [L, C], zero beyond its L lags -> outputs [B, N, C]."""
-    return convolve(u.permute(2, 0, 1), h.T).permute(1, 2, 0)
+    # A copy of its own, which a compiler joins with its neighbours: the one within a matrix product is slow.
+    return convolve(u.permute(2, 0, 1).contiguous(), h.T).permute(1, 2, 0)
 
 
 def convolve(u: Tensor, h: Tensor) -> Tensor:
-    """The same channel by channel: `u` [C, ..., N], `h` [C, L], which what is between them shares -> [C, ..., N]."""
+    """The same with time last: inputs `u` [C, ..., N], filter `h` [C, L] -> outputs [C, ..., N].
+
+    C channels have a filter each, which all of its sequences share.
+    """
     N = u.shape[-1]
     if N == 0:
         return u
@@ -34,7 +38,7 @@ def convolve(u: Tensor, h: Tensor) -> Tensor:
 
 
 def _by_matrix(u: Tensor, h: Tensor) -> Tensor:
-    """y_c = u_c T_c, a row of u_c for each sequence."""
+    """y_c = u_c T_c with a row of u_c for each sequence."""
     T = toeplitz(h, u.shape[-1]).to(u.dtype)
     return (u.flatten(1, -2) @ T).view(u.shape).to(u.dtype)
 
@@ -42,8 +46,8 @@ def _by_matrix(u: Tensor, h: Tensor) -> Tensor:
 def toeplitz(h: Tensor, N: int) -> Tensor:
     """[C, L] -> T [C, N, N] with T[s, t] = h[t - s] from the diagonal on, and 0 beyond the L lags.
 
-    Rows of N + 1, read as if they were of N, begin one later each than the one above. The gradient of this is a sum of
-    rows, where that of an index would be a scatter.
+    Rows of N + 1 that all hold h, read as if they were of N: each begins one lag before the one above it, and what
+    comes around is below the diagonal. The gradient of this is a sum over rows, where that of an index would scatter.
     """
     h = h[:, :N]
     rows = F.pad(h, (0, N + 1 - h.shape[1])).unsqueeze(1).expand(-1, N, -1)  # [C, N, N + 1]

@@ -37,6 +37,13 @@ def test_long_convolution(N, L, n):
             close(long_conv_step(u, h), expected[:, -1])
 
 
+@pytest.mark.parametrize("L", [3, 6, 9])
+@pytest.mark.parametrize("convolution", [convolve, _by_matrix])
+def test_gradients_of_the_long_convolution(convolution, L):
+    u, h = random(2, 3, 2, 6).requires_grad_(), random(2, L).requires_grad_()
+    assert torch.autograd.gradcheck(convolution, (u, h))
+
+
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("k", [1, 2, 4, MAX_SHIFTS, MAX_SHIFTS + 1, 30])
 def test_short_convolution(k, biased):
