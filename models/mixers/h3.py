@@ -146,8 +146,9 @@ class H3(Mixer):
 
     def _read(self, q: Tensor, y: Tensor) -> Tensor:
         """Sum over keys by the query: q [D, ...], y [H, P, P, ...] -> [..., D]."""
-        # Not as a matrix product: one as small as P x P for each position and head is slower than its sum.
-        y = (self._heads(q).unsqueeze(2) * y).sum(1)  # [H, P, ...]
+        # Not as a matrix product: one as small as P x P for each position and head is slower than its sum, which has
+        # its dtype named because autocast would widen it.
+        y = (self._heads(q).unsqueeze(2) * y).sum(1, dtype=y.dtype)  # [H, P, ...]
         y = y.transpose(0, 1).flatten(0, 1)  # the reference's channels go head by head within P
         return self.output_linear(y.movedim(0, -1))
 
