@@ -1,6 +1,6 @@
-"""A linear state space model with a diagonal complex transition: s_t = a s_{t-1} + b u_t, y_t = 2 Re(c . s_t) + d u_t.
+"""A linear state space model with a diagonal complex transition: s_t = a s_{t-1} + b u_t, y_t = Re(c . s_t) + d u_t.
 
-Each of H channels has S / 2 complex states; the factor 2 Re stands for their conjugates.
+Each of H channels has S / 2 complex states; in c is a factor of 2 where their conjugates are states as well.
 Source: Gu et al. 2022, arXiv 2206.11893 (S4D), section 3. The parallel form is a convolution with the response to an
 impulse; a state that came in adds its own decay to the outputs.
 """
@@ -45,12 +45,12 @@ def diagonal_ssm(
     N = u.shape[-1]
     log_a, b, c = (Complex(*(part.unsqueeze(-1) for part in z)) for z in (log_a, b, c))  # [H, S/2, 1]
     lag = torch.arange(N, device=u.device, dtype=log_a.real.dtype)
-    response = 2 * times(times(c, b), power(log_a, lag)).real.sum(1)  # [H, N]
+    response = times(times(c, b), power(log_a, lag)).real.sum(1)  # [H, N]
     y = convolve(u, response + F.pad(d.unsqueeze(-1), (0, N - 1)))
     if state is not None:
         s = torch.view_as_complex(state.to(lag.dtype))
         decay = torch.complex(*times(c, power(log_a, lag + 1)))
-        y = y + 2 * torch.einsum("hsn,bh...s->h...bn", decay, s).real.to(u.dtype)
+        y = y + torch.einsum("hsn,bh...s->h...bn", decay, s).real.to(u.dtype)
 
     def final_state() -> Tensor:
         entered = torch.complex(*times(b, power(log_a, lag.flip(0))))
@@ -74,5 +74,5 @@ def diagonal_ssm_step(
     )
     kept, u_s = times(a, Complex(*state.to(a.real.dtype).unbind(-1))), u.unsqueeze(-1)
     s = Complex(kept.real + b.real * u_s, kept.imag + b.imag * u_s)
-    y = 2 * times(c, s).real.sum(-1) + d.view(-1, *between) * u
+    y = times(c, s).real.sum(-1) + d.view(-1, *between) * u
     return y.to(u.dtype), torch.stack(s, dim=-1)

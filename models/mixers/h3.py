@@ -51,7 +51,8 @@ class DiagonalSSM(nn.Module):
     def forward(self) -> tuple[Complex, Complex, Complex]:
         """log a, b and c of the recurrence, by the bilinear rule: [H, S/2].
 
-        With z = dt A / 2 = x + i y they are a = (1 + z) / (1 - z) and b = dt B / (1 - z).
+        With z = dt A / 2 = x + i y they are a = (1 + z) / (1 - z), b = dt B / (1 - z) and c = 2 C, of which a real part
+        is that of a state and its conjugate.
         """
         wide = accumulation_dtype(self.log_dt.dtype)
         dt, B, C = self.log_dt.to(wide).exp().unsqueeze(-1), self.B.to(wide), self.C.squeeze(0).to(wide)
@@ -60,7 +61,7 @@ class DiagonalSSM(nn.Module):
         # |a|^2 = 1 + 4 x / |1 - z|^2, which log1p takes without cancellation at small z; arg a = arg (1 + z)(1 - z*).
         log_a = Complex((4 * x / below).log1p() / 2, torch.atan2(2 * y, 1 - x**2 - y**2))
         b = times(Complex(*B.unbind(-1)), Complex(dt * (1 - x) / below, dt * y / below))
-        return log_a, b, Complex(*C.unbind(-1))
+        return log_a, b, Complex(*(2 * C).unbind(-1))
 
 
 class H3State(NamedTuple):
