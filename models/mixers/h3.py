@@ -58,8 +58,10 @@ class DiagonalSSM(nn.Module):
         dt, B, C = self.log_dt.to(wide).exp().unsqueeze(-1), self.B.to(wide), self.C.squeeze(0).to(wide)
         x, y = -self.inv_A_real.to(wide).exp() * dt / 2, self.A_imag.to(wide) * dt / 2
         below = (1 - x) ** 2 + y**2  # |1 - z|^2
-        # |a|^2 = 1 + 4 x / |1 - z|^2, which log1p takes without cancellation at small z; arg a = arg (1 + z)(1 - z*).
-        log_a = Complex((4 * x / below).log1p() / 2, torch.atan2(2 * y, 1 - x**2 - y**2))
+        # log |a|^2 without cancellation: near 1 from 1 + 4 x / |1 - z|^2, and below a half from twice itself.
+        near_1, twice = 4 * x / below, 2 * ((1 + x) ** 2 + y**2) / below
+        log_square = near_1.clamp(min=-0.5).log1p() + twice.clamp(max=1).log()
+        log_a = Complex(log_square / 2, torch.atan2(2 * y, 1 - x**2 - y**2))  # arg a = arg (1 + z)(1 - z*)
         b = times(Complex(*B.unbind(-1)), Complex(dt * (1 - x) / below, dt * y / below))
         return log_a, b, Complex(*(2 * C).unbind(-1))
 
