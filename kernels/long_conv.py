@@ -14,32 +14,44 @@ DENSE = 1024
 
 
 def long_conv(u: Tensor, h: Tensor) -> Tensor:
-    """The parallel form: inputs `u` [B, N, C, ...], filter `h` [L, C, 1 ...], zero beyond its L lags.
+    """The parallel form: inputs `u` [B, N, C], filter `h` [L, C], zero beyond its L lags -> outputs [B, N, C]."""
+    # A copy of its own, which a compiler joins with its neighbours: the one within a matrix product is slow.
+    return convolve(u.permute(2, 0, 1).contiguous(), h.T).permute(1, 2, 0)
 
-    C channels have a filter each, which what follows them shares. **Returns** outputs of the shape of `u`.
+
+def convolve(u: Tensor, h: Tensor) -> Tensor:
+    """The same with time last: inputs `u` [C, ..., N], filter `h` [C, L] -> outputs [C, ..., N].
+
+    C channels have a filter each, which all of its sequences share.
     """
-    N = u.shape[1]
+    N = u.shape[-1]
     if N == 0:
         return u
     if u.is_cuda and N <= DENSE:
         return _by_matrix(u, h)
     wide = torch.promote_types(u.dtype, torch.float32)
-    U, H = (
-        torch.view_as_real(torch.fft.rfft(t.to(wide), n=2 * N, dim=dim)).unbind(-1) for t, dim in ((u, 1), (h[:N], 0))
-    )
+    U, H = (torch.view_as_real(torch.fft.rfft(t.to(wide), n=2 * N)).unbind(-1) for t in (u, h[:, :N]))
+    H = [t.view(len(h), *(1,) * (u.ndim - 2), -1) for t in H]
     # The product of the spectra in real numbers, since torch.compile generates no code for complex ones.
     product = torch.stack([U[0] * H[0] - U[1] * H[1], U[0] * H[1] + U[1] * H[0]], dim=-1)
-    return torch.fft.irfft(torch.view_as_complex(product), n=2 * N, dim=1)[:, :N].to(u.dtype)
+    return torch.fft.irfft(torch.view_as_complex(product), n=2 * N)[..., :N].to(u.dtype)
 
 
 def _by_matrix(u: Tensor, h: Tensor) -> Tensor:
-    """y_c = T_c u_c with T_c[t, s] = h_c[t - s]."""
-    N, L = u.shape[1], min(len(h), u.shape[1])
-    lags = F.pad(h[:L].flatten(1).T, (N - 1, N - L))  # [C, 2 N - 1], lag 0 at N - 1
-    T = lags.unfold(-1, N, 1).flip(-1).to(u.dtype)  # [C, N, N]
-    columns = u.flatten(3) if u.ndim > 3 else u.unsqueeze(3)  # [B, N, C, n]
-    y = T @ columns.permute(2, 1, 0, 3).flatten(2)  # [C, N, B n]
-    return y.unflatten(2, (len(u), -1)).permute(2, 1, 0, 3).reshape(u.shape).to(u.dtype)
+    """y_c = u_c T_c with a row of u_c for each sequence."""
+    T = toeplitz(h, u.shape[-1]).to(u.dtype)
+    return (u.flatten(1, -2) @ T).view(u.shape).to(u.dtype)
+
+
+def toeplitz(h: Tensor, N: int) -> Tensor:
+    """[C, L] -> T [C, N, N] with T[s, t] = h[t - s] from the diagonal on, and 0 beyond the L lags.
+
+    Rows of N + 1 that all hold h, read as if they were of N: each begins one lag before the one above it, and what
+    comes around is below the diagonal. The gradient of this is a sum over rows, where that of an index would scatter.
+    """
+    h = h[:, :N]
+    rows = F.pad(h, (0, N + 1 - h.shape[1])).unsqueeze(1).expand(-1, N, -1)  # [C, N, N + 1]
+    return rows.flatten(1)[:, :-N].unflatten(1, (N, N)).triu()
 
 
 def long_conv_step(u: Tensor, h: Tensor) -> Tensor:

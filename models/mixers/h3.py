@@ -7,7 +7,6 @@ arXiv 2206.11893) with the bilinear discretisation. Parameter names as in its re
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,8 +14,9 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from kernels.diagonal_ssm import diagonal_ssm, diagonal_ssm_step
-from kernels.short_conv import short_conv, short_conv_step
+from kernels.diagonal_ssm import Complex, diagonal_ssm, diagonal_ssm_step, times
+from kernels.long_conv import convolve, toeplitz
+from kernels.short_conv import short_conv_step
 from models.mixer import Mixer, accumulation_dtype
 from models.settings import SettingError
 from models.time_step import log_time_step
@@ -32,9 +32,8 @@ class ShiftSSM(nn.Module):
 
     def forward(self) -> Tensor:
         """The response to an impulse [D, S]: at lag t the sum over j of B_j C_{j + t}."""
-        S = self.B.shape[-1]
-        shifted = F.pad(self.C.squeeze(0), (0, S - 1)).unfold(-1, S, 1)  # [D, S, S]
-        return (shifted @ self.B.unsqueeze(-1)).squeeze(-1)
+        C = self.C.squeeze(0)
+        return (self.B.unsqueeze(-1) * toeplitz(C.flip(-1), C.shape[-1])).sum(1).flip(-1)
 
 
 class DiagonalSSM(nn.Module):
@@ -49,18 +48,22 @@ class DiagonalSSM(nn.Module):
         self.B = nn.Parameter(torch.tensor([1.0, 0.0]).repeat(channels, half, 1))  # [H, S/2, 2]
         self.C = nn.Parameter(torch.randn(1, channels, half, 2) / math.sqrt(2))  # [1, H, S/2, 2]
 
-    def forward(self) -> tuple[Tensor, Tensor, Tensor]:
-        """log a, b and c of the recurrence, by the bilinear rule: complex [H, S/2]."""
+    def forward(self) -> tuple[Complex, Complex, Complex]:
+        """log a, b and c of the recurrence, by the bilinear rule: [H, S/2].
+
+        With z = dt A / 2 = x + i y they are a = (1 + z) / (1 - z), b = dt B / (1 - z) and c = 2 C, of which a real part
+        is that of a state and its conjugate.
+        """
         wide = accumulation_dtype(self.log_dt.dtype)
-        dt = self.log_dt.to(wide).exp().unsqueeze(-1)
-        half_step = torch.complex(-self.inv_A_real.to(wide).exp(), self.A_imag.to(wide)) * dt / 2
-        log_a = 2 * half_step.atanh()  # log of (1 + z) / (1 - z), without its cancellation at small z
-        return log_a, dt * from_pairs(self.B) / (1 - half_step), from_pairs(self.C.squeeze(0))
-
-
-def from_pairs(t: Tensor) -> Tensor:
-    """Real pairs [..., 2] -> complex [...]."""
-    return torch.complex(*t.to(accumulation_dtype(t.dtype)).unbind(-1))
+        dt, B, C = self.log_dt.to(wide).exp().unsqueeze(-1), self.B.to(wide), self.C.squeeze(0).to(wide)
+        x, y = -self.inv_A_real.to(wide).exp() * dt / 2, self.A_imag.to(wide) * dt / 2
+        below = (1 - x) ** 2 + y**2  # |1 - z|^2
+        # log |a|^2 without cancellation: near 1 from 1 + 4 x / |1 - z|^2, and below a half from twice itself.
+        near_1, twice = 4 * x / below, 2 * ((1 + x) ** 2 + y**2) / below
+        log_square = near_1.clamp(min=-0.5).log1p() + twice.clamp(max=1).log()
+        log_a = Complex(log_square / 2, torch.atan2(2 * y, 1 - x**2 - y**2))  # arg a = arg (1 + z)(1 - z*)
+        b = times(Complex(*B.unbind(-1)), Complex(dt * (1 - x) / below, dt * y / below))
+        return log_a, b, Complex(*(2 * C).unbind(-1))
 
 
 class H3State(NamedTuple):
@@ -76,9 +79,6 @@ class H3(Mixer):
     **Arguments:** `d_state` S of both state space models, even, by default D / 4 rounded up to an even number;
     `head_dim` P, which divides D.
     """
-
-    # torch 2.11 cannot split the loops around products of pairs of channels; for complex numbers there is no code.
-    written = ("_associate", "_associate_step")
 
     def __init__(self, d_model: PositiveInt, d_state: PositiveInt | None = None, head_dim: PositiveInt = 2):
         super().__init__()
@@ -100,9 +100,9 @@ class H3(Mixer):
         self.output_linear = nn.Linear(d_model, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        k, _ = short_conv(self.k_proj(x), self._shift_weight(), None, None)
-        y, _ = self._associate(k, self.v_proj(x))
-        return self._read(y, x)
+        q, k, v = self._project(x)
+        y, _ = diagonal_ssm(self._product(convolve(k, self._shift_response()), v), *self._diagonal())
+        return self._read(q, y)
 
     def init_state(self, batch_size, *, max_length=None, dtype=None, device=None) -> H3State:
         like = self.like_parameters(dtype, device)
@@ -110,45 +110,51 @@ class H3(Mixer):
         return H3State(torch.zeros(batch_size, self.d_state - 1, self.d_model, **like), torch.zeros(diagonal, **like))
 
     def prefill(self, x: Tensor, state: H3State) -> tuple[Tensor, H3State]:
-        k, shift = short_conv(self.k_proj(x), self._shift_weight(), None, state.shift)
-        y, final_state = self._associate(k, self.v_proj(x), from_pairs(state.diagonal))
-        return self._read(y, x), H3State(shift, torch.view_as_real(final_state()).to(state.diagonal.dtype, copy=True))
+        q, k, v = self._project(x)
+        keys = torch.cat([state.shift.permute(2, 0, 1).to(k.dtype), k], dim=-1)  # [D, B, S - 1 + N]
+        k = convolve(keys, self._shift_response())[..., self.d_state - 1 :]
+        y, final_state = diagonal_ssm(self._product(k, v), *self._diagonal(), state.diagonal)
+        shift = keys[..., x.shape[1] :].permute(1, 2, 0).contiguous()
+        return self._read(q, y), H3State(shift.to(state.shift.dtype), final_state().to(state.diagonal.dtype))
 
     def step(self, x: Tensor, state: H3State) -> tuple[Tensor, H3State]:
-        k, shift = short_conv_step(self.k_proj(x), self._shift_weight(), None, state.shift)
-        y, diagonal = self._associate_step(k, self.v_proj(x), state.diagonal)
-        return self._read(y, x), H3State(shift, diagonal)
+        weight = self._shift_response().flip(-1).unsqueeze(1)  # of the oldest key first
+        k, shift = short_conv_step(self.k_proj(x), weight, None, state.shift)
+        u = self._product(k.T, self.v_proj(x).T).movedim(-1, 0)
+        y, diagonal = diagonal_ssm_step(u, *self._diagonal(), state.diagonal)
+        return self._read(self.q_proj(x).T, y.movedim(0, -1)), H3State(shift, diagonal.to(state.diagonal.dtype))
 
     def state_bytes(self, length: int, dtype: torch.dtype) -> int:
         return ((self.d_state - 1) + self.head_dim * self.d_state) * self.d_model * dtype.itemsize
 
-    def _shift_weight(self) -> Tensor:
-        """The shift model with its skip as a convolution over keys [D, 1, S], the oldest first."""
-        response = self.ssm_k_kernel["kernel"]() + F.pad(self.ssm_k_D.unsqueeze(-1), (0, self.d_state - 1))
-        return response.flip(-1).unsqueeze(1)
+    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values, each with a channel's sequences side by side in memory: [B, N, D] -> [D, B, N]."""
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        weight, bias = (torch.cat([getattr(p, name) for p in projections]) for name in ("weight", "bias"))
+        y = (weight @ x.flatten(0, 1).T).view(3, self.d_model, *x.shape[:2])
+        return (y + bias.view(3, -1, 1, 1).to(y.dtype)).unbind()
 
-    def _diagonal(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _shift_response(self) -> Tensor:
+        """The shift model with its skip as a filter [D, S]."""
+        return self.ssm_k_kernel["kernel"]() + F.pad(self.ssm_k_D.unsqueeze(-1), (0, self.d_state - 1))
+
+    def _diagonal(self) -> tuple[Complex, Complex, Complex, Tensor]:
         """log a, b, c and the skip d of the diagonal model."""
         log_a, b, c = self.kernel["kernel"]()
         return log_a, b, c, self.D
 
-    def _associate(self, k: Tensor, v: Tensor, s: Tensor | None = None) -> tuple[Tensor, Callable[[], Tensor]]:
-        """Keys and values [B, N, D] -> their products through the diagonal model, [B, N, H, P, P], and its state."""
-        return diagonal_ssm(self._product(k, v), *self._diagonal(), s)
-
-    def _associate_step(self, k: Tensor, v: Tensor, diagonal: Tensor) -> tuple[Tensor, Tensor]:
-        """One key and value [B, D] into the state: outputs [B, H, P, P] and the new state."""
-        y, s = diagonal_ssm_step(self._product(k, v), *self._diagonal(), from_pairs(diagonal))
-        return y, torch.view_as_real(s).to(diagonal.dtype, copy=True)
-
     def _product(self, k: Tensor, v: Tensor) -> Tensor:
-        """All products of key and value within a head: [..., D] -> [..., H, P, P]."""
-        k, v = (t.unflatten(-1, (-1, self.head_dim)) for t in (k, v))
-        return k.unsqueeze(-1) * v.unsqueeze(-2)
+        """All products of key and value within a head: [D, ...] -> [H, P, P, ...]."""
+        return self._heads(k).unsqueeze(2) * self._heads(v).unsqueeze(1)
 
-    def _read(self, y: Tensor, x: Tensor) -> Tensor:
-        """Sum over keys by the query, [..., H, P, P] -> [..., D]; the reference's channels go head by head within P."""
-        q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))
-        # Not as a matrix product: one as small as P x P for each position and head is slower than its sum.
-        y = (q.unsqueeze(-1) * y).sum(-2)  # [..., H, P]
-        return self.output_linear(y.transpose(-1, -2).flatten(-2))
+    def _read(self, q: Tensor, y: Tensor) -> Tensor:
+        """Sum over keys by the query: q [D, ...], y [H, P, P, ...] -> [..., D]."""
+        # Not as a matrix product: one as small as P x P for each position and head is slower than its sum, which has
+        # its dtype named because autocast would widen it.
+        y = (self._heads(q).unsqueeze(2) * y).sum(1, dtype=y.dtype)  # [H, P, ...]
+        y = y.transpose(0, 1).flatten(0, 1)  # the reference's channels go head by head within P
+        return self.output_linear(y.movedim(0, -1))
+
+    def _heads(self, t: Tensor) -> Tensor:
+        """[D, ...] -> [H, P, ...]."""
+        return t.unflatten(0, (self.num_heads, self.head_dim))

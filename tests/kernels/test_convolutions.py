@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.long_conv import _by_matrix, long_conv, long_conv_step
+from kernels.long_conv import _by_matrix, convolve, long_conv, long_conv_step
 from kernels.short_conv import MAX_SHIFTS, short_conv, short_conv_step
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -22,16 +22,26 @@ def close(actual, expected):
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(N=st.integers(0, 20), L=st.integers(1, 30), n=st.sampled_from([(), (1,), (2, 3)]))
 def test_long_convolution(N, L, n):
-    u, h = random(2, N, 5, *n), random(L, 5, *(1 for _ in n))
+    u, h = random(5, *n, 2, N), random(5, L)
     expected = torch.zeros_like(u)
     for t in range(N):
         for s in range(max(0, t - L + 1), t + 1):
-            expected[:, t] += h[t - s] * u[:, s]
-    close(long_conv(u, h), expected)
+            expected[..., t] += h[:, t - s].view(5, *(1 for _ in n), 1) * u[..., s]
+    close(convolve(u, h), expected)
     if N:
         close(_by_matrix(u, h), expected)
-    if 0 < N <= L and not n:
-        close(long_conv_step(u, h), expected[:, -1])
+    if not n:
+        u, h, expected = u.permute(1, 2, 0), h.T, expected.permute(1, 2, 0)
+        close(long_conv(u, h), expected)
+        if 0 < N <= L:
+            close(long_conv_step(u, h), expected[:, -1])
+
+
+@pytest.mark.parametrize("L", [3, 6, 9])
+@pytest.mark.parametrize("convolution", [convolve, _by_matrix])
+def test_gradients_of_the_long_convolution(convolution, L):
+    u, h = random(2, 3, 2, 6).requires_grad_(), random(2, L).requires_grad_()
+    assert torch.autograd.gradcheck(convolution, (u, h))
 
 
 @pytest.mark.parametrize("biased", [False, True])

@@ -71,6 +71,16 @@ def test_both_forms_are_the_state_space_models(heads, head_dim, half, length, cu
     torch.testing.assert_close(torch.stack(outputs), expected, rtol=1e-10, atol=1e-10)
 
 
+@torch.no_grad()
+def test_decays_near_one_and_near_zero_are_exact_in_float32():
+    ssm = MIXERS["h3"](12, d_state=4).kernel["kernel"]
+    ssm.log_dt.copy_(torch.tensor([1e-6, 1e-3, 1.0, 4 - 1e-3, 4 + 1e-4, 100.0]).log())  # a = 0 at 4
+    dt, A = ssm.log_dt.double().exp(), torch.complex(-ssm.inv_A_real.double().exp(), ssm.A_imag.double())
+    expected = 2 * (dt.unsqueeze(-1) * A / 2).atanh()
+    log_a, _, _ = ssm()
+    torch.testing.assert_close(torch.complex(*log_a).to(expected), expected, rtol=1e-4, atol=0)
+
+
 def test_parameters_have_the_names_of_the_reference():
     shapes = {
         name: tuple(parameter.shape) for name, parameter in MIXERS["h3"](16, d_state=6, head_dim=4).named_parameters()
