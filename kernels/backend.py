@@ -44,6 +44,7 @@ KERNELS = {
     "short_conv_step": Serves({"k": (2, 8)}, contiguous=True),
     "selective_scan": Serves({"S": (1, 256)}, gradient=True),
     "selective_scan_step": Serves({"S": (1, 256)}),
+    "decay_attention": Serves({"K": (1, 128), "V": (1, 128)}, gradient=True),
     "cross_entropy": Serves({"D": (1, 256)}, gradient=True),
     "cross_entropy_chunks": Serves(gradient=True),
 }
