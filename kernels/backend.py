@@ -45,6 +45,7 @@ KERNELS = {
     "selective_scan": Serves({"S": (1, 256)}, gradient=True),
     "selective_scan_step": Serves({"S": (1, 256)}),
     "decay_attention": Serves({"K": (1, 128), "V": (1, 128)}, gradient=True),
+    "decay_attention_float32": Serves({"K": (1, 64), "V": (1, 128)}, gradient=True),
     "cross_entropy": Serves({"D": (1, 256)}, gradient=True),
     "cross_entropy_chunks": Serves(gradient=True),
 }

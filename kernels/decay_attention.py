@@ -35,8 +35,9 @@ def decay_linear_attention(
     **Returns** outputs [B, H, N, V] and a function that gives the state after all N tokens [B, H, K, V] (float32 or
     wider), which a caller that only wants the outputs never pays for.
     """
+    kernel = "decay_attention_float32" if q.dtype == torch.float32 else "decay_attention"
     given = () if state is None else (state,)
-    if takes_triton("decay_attention", backend, (q, k, v, log_decay), given, K=q.shape[-1], V=v.shape[-1]):
+    if takes_triton(kernel, backend, (q, k, v, log_decay), given, K=q.shape[-1], V=v.shape[-1]):
         y, final = fused_decay_attention(q, k, v, log_decay, state)
 
         def last() -> Tensor:

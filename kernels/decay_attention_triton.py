@@ -41,11 +41,14 @@ from kernels.taylor_sums_triton import by_rows, ceil, rows
 LOG2E = tl.constexpr(1.4426950408889634)
 
 LOWEST = tl.constexpr(-200.0)
-"""By less than this log decay, float32 has nothing left; finite, so that no difference is that of two infinities."""
+"""Of what decays by less than this, float32 has nothing left; finite, so that no difference is of two infinities."""
+
+THREE = 168
+"""Registers a thread, with which a processor has them for three programs of four warps."""
 
 
 @triton.jit
-def _place(H, N, V, BV: tl.constexpr, G):
+def _place(H, G, V: tl.constexpr, BV: tl.constexpr):
     """Sequence, head, its group, its block of values, and the number of this head and block in the group."""
     blocks, R = tl.cdiv(V, BV), H // G
     block, h, b = tl.program_id(0) % blocks, tl.program_id(0) // blocks % H, tl.program_id(0) // blocks // H
@@ -53,39 +56,47 @@ def _place(H, N, V, BV: tl.constexpr, G):
 
 
 @triton.jit
-def _decays(log_decay_ptr, n, inside, stride, c):
-    """The decays of a chunk: between its positions [C, C], from its start, to its end [C], and over all of it.
+def _decays(log_decay_ptr, n, inside, stride):
+    """log2 of the decays from a chunk's start as the sum of two vectors [C], so that differences of it have all digits.
 
-    Differences of running sums, which one strong decay would leave few digits in float32: the sums are in float64.
+    **Returns** these, the decays from the start and to the end [C], and that over all of the chunk.
     """
     step = tl.load(log_decay_ptr + n * stride, mask=inside, other=0.0).to(tl.float64)
     step = tl.where(step < LOWEST, LOWEST, step) * LOG2E
     through, total = tl.cumsum(step, 0), tl.sum(step, 0)
     high = through.to(tl.float32)
     low = (through - high).to(tl.float32)
-    between = tl.exp2((high[:, None] - high[None, :]) + (low[:, None] - low[None, :]))
-    between = tl.where(c[:, None] >= c[None, :], between, 0.0)
-    return between, tl.exp2(high), tl.exp2((total - through).to(tl.float32)), tl.exp2(total.to(tl.float32))
+    return high, low, tl.exp2(high), tl.exp2((total - through).to(tl.float32)), tl.exp2(total.to(tl.float32))
+
+
+@triton.jit
+def _between(s, high, low, later):
+    """The decays between the positions of a chunk [C, C], from columns to rows `later` than they, or no earlier.
+
+    They begin with a 0 of the scores s, since without it the compiler lays them out in another way and moves them all.
+    """
+    log = 0.0 * s + high[:, None] - high[None, :] + low[:, None] - low[None, :]
+    return tl.where(later, tl.exp2(log), 0.0)
 
 
 @triton.jit
 def _forward(
     q_ptr, k_ptr, v_ptr, log_decay_ptr, state_ptr, y_ptr, final_ptr, states_ptr,
-    H, G, N, V, qb, qg, qn, kb, kg, kn, vb, vh, vn, ab, ah, an, yb, yh, yn,
-    K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, HAS_PAST: tl.constexpr,
-    PRECISION: tl.constexpr,
+    H, G, N, qb, qg, qn, kb, kg, kn, vb, vh, vn, ab, ah, an, yb, yh, yn,
+    K: tl.constexpr, BK: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
+    HAS_PAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """All chunks of a head and block of values, from the first to the last, and the states before them to `states`."""
-    b, h, g, block, _ = _place(H, N, V, BV, G)
+    b, h, g, block, _ = _place(H, G, V, BV)
     c, d, v = tl.arange(0, C), tl.arange(0, BK), block * BV + tl.arange(0, BV)
     q_ptr += b * qb + g * qg
     k_ptr += b * kb + g * kg
     v_ptr += b * vb + h * vh
     log_decay_ptr += b * ab + h * ah
     y_ptr += b * yb + h * yh
-    at, of_state = d[:, None] * V + v[None, :], (d < K)[:, None] & (v < V)[None, :]
+    at, to_kept, of_state = d[None, :] * V + v[:, None], d[None, :] + v[:, None] * K, (d < K)[None, :] & (v < V)[:, None]
     GIVEN: tl.constexpr = state_ptr is not None
-    S = tl.zeros([BK, BV], tl.float32)
+    S = tl.zeros([BV, BK], tl.float32)
     if GIVEN:
         S = tl.load(state_ptr + (b * H + h) * K * V + at, mask=of_state, other=0.0).to(tl.float32)
     kept = tl.cdiv(N, C) - 1 + GIVEN
@@ -93,21 +104,22 @@ def _forward(
         n = first + c
         inside = n < N
         q, k, value = rows(q_ptr, n, inside, qn, d, K), rows(k_ptr, n, inside, kn, d, K), rows(v_ptr, n, inside, vn, v, V)
-        between, from_start, to_end, over = _decays(log_decay_ptr, n, inside, an, c)
+        high, low, from_start, to_end, over = _decays(log_decay_ptr, n, inside, an)
+        s = tl.dot(q, k.T, input_precision=PRECISION)
+        s = (s * _between(s, high, low, c[:, None] >= c[None, :])).to(q.dtype)
         y = tl.zeros([C, BV], tl.float32)
         if HAS_PAST:
-            y = tl.dot(q, S.to(q.dtype), input_precision=PRECISION) * from_start[:, None]
-        s = tl.dot(q, k.T, input_precision=PRECISION) * between
-        y = tl.dot(s.to(value.dtype), value, y, input_precision=PRECISION)
+            y = tl.dot(q, S.to(q.dtype).T, input_precision=PRECISION) * from_start[:, None]
+        y = tl.dot(s, value, y, input_precision=PRECISION)
         if states_ptr is not None:
             before = first // C - 1 + GIVEN
-            to = states_ptr + ((b * H + h) * kept + before) * K * V + at
+            to = states_ptr + ((b * H + h) * kept + before) * K * V + to_kept
             tl.store(to, S.to(states_ptr.dtype.element_ty), mask=of_state & (before >= 0))
         if HAS_PAST:
             left = (k * to_end[:, None]).to(k.dtype)
-            S = tl.dot(left.T, value, S * over, input_precision=PRECISION)
-        to = y_ptr + n[:, None] * yn + v[None, :]
-        tl.store(to, y.to(y_ptr.dtype.element_ty), mask=inside[:, None] & (v < V)[None, :])
+            S = tl.dot(value.T, left, S * over, input_precision=PRECISION)
+        there = inside[:, None] & (v < V)[None, :]
+        tl.store(y_ptr + n[:, None] * yn + v[None, :], y.to(y_ptr.dtype.element_ty), mask=there)
     if GIVEN:
         tl.store(final_ptr + (b * H + h) * K * V + at, S, mask=of_state)
 
@@ -116,12 +128,12 @@ def _forward(
 def _backward(
     q_ptr, k_ptr, v_ptr, log_decay_ptr, states_ptr, dy_ptr, dfinal_ptr,
     dq_ptr, dk_ptr, dv_ptr, dlog_decay_ptr, dstate_ptr,
-    H, G, N, V, qb, qg, qn, kb, kg, kn, vb, vh, vn, ab, ah, an, dyb, dyh, dyn, dvb, dvh, dvn,
-    K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, HAS_PAST: tl.constexpr,
-    PRECISION: tl.constexpr,
+    H, G, N, qb, qg, qn, kb, kg, kn, vb, vh, vn, ab, ah, an, dyb, dyh, dyn, dvb, dvh, dvn,
+    K: tl.constexpr, BK: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
+    HAS_PAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """All chunks of a head and block of values, from the last to the first; dq, dk and dlog_decay are parts of sums."""
-    b, h, g, block, part = _place(H, N, V, BV, G)
+    b, h, g, block, part = _place(H, G, V, BV)
     B = tl.num_programs(0) // (H * tl.cdiv(V, BV))
     c, d, v = tl.arange(0, C), tl.arange(0, BK), block * BV + tl.arange(0, BV)
     q_ptr += b * qb + g * qg
@@ -134,9 +146,9 @@ def _backward(
     dq_ptr += own
     dk_ptr += own
     dlog_decay_ptr += ((block * B + b) * H + h) * N
-    at, of_state = d[:, None] * V + v[None, :], (d < K)[:, None] & (v < V)[None, :]
+    at, to_kept, of_state = d[None, :] * V + v[:, None], d[None, :] + v[:, None] * K, (d < K)[None, :] & (v < V)[:, None]
     GIVEN: tl.constexpr = dstate_ptr is not None
-    dS = tl.zeros([BK, BV], tl.float32)
+    dS = tl.zeros([BV, BK], tl.float32)
     if dfinal_ptr is not None:
         dS = tl.load(dfinal_ptr + (b * H + h) * K * V + at, mask=of_state, other=0.0).to(tl.float32)
     chunks = tl.cdiv(N, C)
@@ -148,36 +160,44 @@ def _backward(
         dy = rows(dy_ptr, n, inside, dyn, v, V)
         if HAS_PAST:
             before = chunk - 1 + GIVEN
-            past = states_ptr + ((b * H + h) * (chunks - 1 + GIVEN) + before) * K * V + at
+            past = states_ptr + ((b * H + h) * (chunks - 1 + GIVEN) + before) * K * V + to_kept
             S = tl.load(past, mask=of_state & (before >= 0), other=0.0)
-        between, from_start, to_end, over = _decays(log_decay_ptr, n, inside, an, c)
-        w = (tl.dot(dy, value.T, input_precision=PRECISION) * between).to(q.dtype)
-        s = (tl.dot(q, k.T, input_precision=PRECISION) * between).to(q.dtype)
-        dq = tl.dot(w, k, input_precision=PRECISION)
-        dk = tl.dot(w.T, q, input_precision=PRECISION)
-        dv = tl.dot(s.T, dy, input_precision=PRECISION)
-        # Both of one rounded w, since what comes from after s, and reaches only that, is in both.
+        high, low, from_start, to_end, over = _decays(log_decay_ptr, n, inside, an)
+        through = 0.0
+        if HAS_PAST:
+            through = over * tl.sum(tl.sum(S.to(tl.float32) * dS, 1), 0)
+            after = dS.to(k.dtype)
+            read = (q * from_start[:, None]).to(q.dtype)
+            dS = tl.dot(dy.T, read, dS * over, input_precision=PRECISION)
+        # Keys down and queries across, so that of the products that take these only one takes them turned. Each gradient
+        # is stored as soon as it is there, and then takes no more registers.
+        of_keys, of_values = inside[:, None] & (d < K)[None, :], inside[:, None] & (v < V)[None, :]
+        to_keys = n[:, None] * (G * K) + d[None, :]
+        s = tl.dot(k, q.T, input_precision=PRECISION)
+        between = _between(s, -high, -low, c[None, :] >= c[:, None])
+        s = (s * between).to(q.dtype)
+        dv = tl.zeros([C, BV], tl.float32)
+        if HAS_PAST:
+            dv = tl.dot(k, after.T, input_precision=PRECISION) * to_end[:, None]
+        dv = tl.dot(s, dy, dv, input_precision=PRECISION)
+        tl.store(dv_ptr + n[:, None] * dvn + v[None, :], dv.to(dv_ptr.dtype.element_ty), mask=of_values)
+        w = (tl.dot(value, dy.T, input_precision=PRECISION) * between).to(q.dtype)
+        dq = tl.zeros([C, BK], tl.float32)
+        if HAS_PAST:
+            dq = tl.dot(dy, S.to(dy.dtype), input_precision=PRECISION) * from_start[:, None]
+        dq = tl.dot(w.T, k, dq, input_precision=PRECISION)
+        tl.store(dq_ptr + to_keys, dq.to(dq_ptr.dtype.element_ty), mask=of_keys)
+        dk = tl.dot(w, q, input_precision=PRECISION)
         later = tl.sum(q * dq, 1) - tl.sum(k * dk, 1)
         if HAS_PAST:
-            dq_past = tl.dot(dy, S.T.to(dy.dtype), input_precision=PRECISION) * from_start[:, None]
-            dk_after = tl.dot(value, dS.T.to(value.dtype), input_precision=PRECISION) * to_end[:, None]
-            dv += tl.dot(k, dS.to(k.dtype), input_precision=PRECISION) * to_end[:, None]
-            later += tl.sum(q * dq_past, 1)
+            dk_after = tl.dot(value, after, input_precision=PRECISION) * to_end[:, None]
             earlier = tl.sum(k * dk_after, 1)
-            through = over * tl.sum(tl.sum(S.to(tl.float32) * dS, 1), 0)
-            dlog_decay = tl.cumsum(later, 0, reverse=True) + (tl.cumsum(earlier, 0) - earlier) + through
-            dq += dq_past
             dk += dk_after
-            read = (q * from_start[:, None]).to(q.dtype)
-            dS = tl.dot(read.T, dy, dS * over, input_precision=PRECISION)
-        else:
-            dlog_decay = tl.cumsum(later, 0, reverse=True)
-        of_keys, of_values = inside[:, None] & (d < K)[None, :], inside[:, None] & (v < V)[None, :]
-        to = n[:, None] * (G * K) + d[None, :]
-        tl.store(dq_ptr + to, dq.to(dq_ptr.dtype.element_ty), mask=of_keys)
-        tl.store(dk_ptr + to, dk.to(dk_ptr.dtype.element_ty), mask=of_keys)
-        tl.store(dv_ptr + n[:, None] * dvn + v[None, :], dv.to(dv_ptr.dtype.element_ty), mask=of_values)
-        tl.store(dlog_decay_ptr + n, dlog_decay, mask=inside)
+        tl.store(dk_ptr + to_keys, dk.to(dk_ptr.dtype.element_ty), mask=of_keys)
+        if HAS_PAST:
+            later -= earlier
+            through += tl.sum(earlier, 0)
+        tl.store(dlog_decay_ptr + n, tl.cumsum(later, 0, reverse=True) + through, mask=inside)
     if GIVEN:
         tl.store(dstate_ptr + (b * H + h) * K * V + at, dS, mask=of_state)
 
@@ -192,10 +212,12 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor
     (B, H, N, V), G, cut = v.shape, q.shape[1], _cut(q, v)
     y, final, states = _empty_outputs(q, v, state, keep)
     state = None if state is None else state.contiguous()
+    few = cut["num_warps"] == 4 and q.itemsize == 2
     with torch.cuda.device_of(q):
         _forward[(B * H * ceil(V, cut["BV"]),)](
             q, k, v, log_decay, state, y, final, states if keep else None,
-            H, G, N, V, *_strides(q, k, v, log_decay, y), HAS_PAST=_has_past(N, cut, state), **cut,
+            H, G, N, *_strides(q, k, v, log_decay, y), HAS_PAST=_has_past(N, cut, state),
+            **cut, maxnreg=THREE if few else None,
         )  # fmt: skip
     return y, final, states
 
@@ -217,11 +239,14 @@ def _gradients(
     q, k, v, dy = by_rows(q, k, v, dy)
     (B, H, N, V), G, cut = v.shape, q.shape[1], _cut(q, v)
     dq, dk, dv, dlog_decay, dstate = _empty_gradients(q, v, state)
+    has_past = _has_past(N, cut, state)
+    few = cut["num_warps"] == 4 and q.itemsize == 2 and not has_past
     with torch.cuda.device_of(q):
         _backward[(B * H * ceil(V, cut["BV"]),)](
             q, k, v, log_decay, states, dy, None if dfinal is None else dfinal.contiguous(),
             dq, dk, dv, dlog_decay, None if state is None else dstate,
-            H, G, N, V, *_strides(q, k, v, log_decay, dy, dv), HAS_PAST=_has_past(N, cut, state), **cut,
+            H, G, N, *_strides(q, k, v, log_decay, dy, dv), HAS_PAST=has_past,
+            **cut, maxnreg=THREE if few else None,
         )  # fmt: skip
     return dq, dk, dv, dlog_decay, dstate
 
@@ -303,12 +328,17 @@ def check(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | No
 
 
 def _cut(q: Tensor, v: Tensor) -> dict[str, Any]:
-    """How the work is cut, and the compiler's options."""
+    """How the work is cut, and the compiler's options: at a time as much as the backward pass holds in registers."""
     K, V = q.shape[-1], v.shape[-1]
-    BK, BV = (max(16, triton.next_power_of_2(width)) for width in (K, min(V, 64)))
+    if q.dtype == torch.float32:
+        BK, most, C = max(32, triton.next_power_of_2(K)), 32, 16
+    else:
+        BK, most = max(16, triton.next_power_of_2(K)), 64
+        C = 64 if BK <= 32 else 2048 // BK
     return {
-        "K": K, "BK": BK, "BV": BV, "C": 64 if q.itemsize == 2 else 32,
-        "PRECISION": "tf32x3" if q.dtype == torch.float32 else "ieee", "num_warps": 4, "num_stages": 2,
+        "K": K, "BK": BK, "V": V, "BV": max(32, triton.next_power_of_2(min(V, most))), "C": C,
+        "PRECISION": "tf32x3" if q.dtype == torch.float32 else "ieee",
+        "num_warps": 8 if BK * q.itemsize > 128 else 4, "num_stages": 3,
     }  # fmt: skip
 
 
@@ -318,7 +348,8 @@ def _has_past(N: int, cut: dict[str, Any], state: Tensor | None) -> bool:
 
 
 def _strides(*tensors: Tensor) -> tuple[int, ...]:
-    return tuple(stride for t in tensors for stride in t.stride()[:3])
+    """Of all dimensions but the last; 0 for one of size 1, since any other may hide that rows begin at multiples of 16."""
+    return tuple(stride if size > 1 else 0 for t in tensors for size, stride in zip(t.shape[:3], t.stride(), strict=False))
 
 
 def _by_position(like: Tensor, H: int, width: int) -> Tensor:
