@@ -16,13 +16,13 @@ and finds the states before them saved. With w_ij = d_ij (dy_i . v_j) for j <= i
     dv_j = sum over i of d_ij (q_i . k_j) dy_i + exp(L - l_j) dS^T k_j
     dS  <- exp(L) dS + sum over i of exp(l_i) q_i dy_i^T.
 
-The decay at s multiplies what comes from before s to after it, so d log a_s is the sum of q_i . dq_i over i >= s, less
-that of k_j . dk_j within the chunk over j >= s, plus that of k_j . dk_j through dS over j < s, plus exp(L) S . dS. So no
-difference is taken of sums that go beyond a chunk.
+The decay at s multiplies what comes from before s to s or later. So d log a_s is the sum of q_i . dq_i over i >= s,
+less that of k_j . dk_j within the chunk over j >= s, plus that of k_j . dk_j through dS over j < s, plus exp(L) S . dS:
+no difference is taken of sums that go beyond a chunk.
 
-Values are cut into blocks of at most 64, each as good as a head of its own. With R = H / G heads a group and e bytes an
-element, a position and head of one block move, forward, e (2 V + 2 K / R) bytes and 2 (C (K + V) + 2 K V) operations, and
-backward e (3 V + 2 K + 2 K / R) bytes, of which the 2 K are read again where heads are summed, and
+Values are cut into blocks, each as good as a head of its own. With R = H / G heads a group and e bytes an element, a
+position and head of one block move, forward, e (2 V + 2 K / R) bytes and take 2 (C (K + V) + 2 K V) operations.
+Backward they move e (3 V + 2 K + 2 K / R) bytes, of which the 2 K are read again where heads are summed, and take
 2 (C (3 K + 2 V) + 4 K V) operations. The states before chunks are e K V / C bytes more, each way.
 """
 
@@ -80,6 +80,14 @@ def _between(s, high, low, later):
 
 
 @triton.jit
+def _by_state(x, S, decay, HAS_PAST: tl.constexpr, PRECISION: tl.constexpr):
+    """What the rows x have through a state S, each by a decay of its own: nothing where there is no past."""
+    if HAS_PAST:
+        return tl.dot(x, S, input_precision=PRECISION) * decay[:, None]
+    return tl.zeros([x.shape[0], S.shape[1]], tl.float32)
+
+
+@triton.jit
 def _forward(
     q_ptr, k_ptr, v_ptr, log_decay_ptr, state_ptr, y_ptr, final_ptr, states_ptr,
     H, G, N, qb, qg, qn, kb, kg, kn, vb, vh, vn, ab, ah, an, yb, yh, yn,
@@ -89,12 +97,13 @@ def _forward(
     """All chunks of a head and block of values, from the first to the last, and the states before them to `states`."""
     b, h, g, block, _ = _place(H, G, V, BV)
     c, d, v = tl.arange(0, C), tl.arange(0, BK), block * BV + tl.arange(0, BV)
-    q_ptr += b * qb + g * qg
-    k_ptr += b * kb + g * kg
-    v_ptr += b * vb + h * vh
-    log_decay_ptr += b * ab + h * ah
-    y_ptr += b * yb + h * yh
-    at, to_kept, of_state = d[None, :] * V + v[:, None], d[None, :] + v[:, None] * K, (d < K)[None, :] & (v < V)[:, None]
+    q_ptr, k_ptr, v_ptr = q_ptr + b * qb + g * qg, k_ptr + b * kb + g * kg, v_ptr + b * vb + h * vh
+    log_decay_ptr, y_ptr = log_decay_ptr + b * ab + h * ah, y_ptr + b * yb + h * yh
+    at, to_kept, of_state = (
+        d[None, :] * V + v[:, None],
+        d[None, :] + v[:, None] * K,
+        (d < K)[None, :] & (v < V)[:, None],
+    )
     GIVEN: tl.constexpr = state_ptr is not None
     S = tl.zeros([BV, BK], tl.float32)
     if GIVEN:
@@ -103,13 +112,15 @@ def _forward(
     for first in range(0, N, C):
         n = first + c
         inside = n < N
-        q, k, value = rows(q_ptr, n, inside, qn, d, K), rows(k_ptr, n, inside, kn, d, K), rows(v_ptr, n, inside, vn, v, V)
+        q, k, value = (
+            rows(q_ptr, n, inside, qn, d, K),
+            rows(k_ptr, n, inside, kn, d, K),
+            rows(v_ptr, n, inside, vn, v, V),
+        )
         high, low, from_start, to_end, over = _decays(log_decay_ptr, n, inside, an)
         s = tl.dot(q, k.T, input_precision=PRECISION)
         s = (s * _between(s, high, low, c[:, None] >= c[None, :])).to(q.dtype)
-        y = tl.zeros([C, BV], tl.float32)
-        if HAS_PAST:
-            y = tl.dot(q, S.to(q.dtype).T, input_precision=PRECISION) * from_start[:, None]
+        y = _by_state(q, S.to(q.dtype).T, from_start, HAS_PAST, PRECISION)
         y = tl.dot(s, value, y, input_precision=PRECISION)
         if states_ptr is not None:
             before = first // C - 1 + GIVEN
@@ -136,17 +147,19 @@ def _backward(
     b, h, g, block, part = _place(H, G, V, BV)
     B = tl.num_programs(0) // (H * tl.cdiv(V, BV))
     c, d, v = tl.arange(0, C), tl.arange(0, BK), block * BV + tl.arange(0, BV)
-    q_ptr += b * qb + g * qg
-    k_ptr += b * kb + g * kg
-    v_ptr += b * vb + h * vh
-    log_decay_ptr += b * ab + h * ah
-    dy_ptr += b * dyb + h * dyh
-    dv_ptr += b * dvb + h * dvh
+    q_ptr, k_ptr, v_ptr = q_ptr + b * qb + g * qg, k_ptr + b * kb + g * kg, v_ptr + b * vb + h * vh
+    log_decay_ptr, dy_ptr, dv_ptr = (
+        log_decay_ptr + b * ab + h * ah,
+        dy_ptr + b * dyb + h * dyh,
+        dv_ptr + b * dvb + h * dvh,
+    )
     own = (part * B + b) * N * G * K + g * K
-    dq_ptr += own
-    dk_ptr += own
-    dlog_decay_ptr += ((block * B + b) * H + h) * N
-    at, to_kept, of_state = d[None, :] * V + v[:, None], d[None, :] + v[:, None] * K, (d < K)[None, :] & (v < V)[:, None]
+    dq_ptr, dk_ptr, dlog_decay_ptr = dq_ptr + own, dk_ptr + own, dlog_decay_ptr + ((block * B + b) * H + h) * N
+    at, to_kept, of_state = (
+        d[None, :] * V + v[:, None],
+        d[None, :] + v[:, None] * K,
+        (d < K)[None, :] & (v < V)[:, None],
+    )
     GIVEN: tl.constexpr = dstate_ptr is not None
     dS = tl.zeros([BV, BK], tl.float32)
     if dfinal_ptr is not None:
@@ -156,47 +169,42 @@ def _backward(
         chunk = chunks - 1 - done
         n = chunk * C + c
         inside = n < N
-        q, k, value = rows(q_ptr, n, inside, qn, d, K), rows(k_ptr, n, inside, kn, d, K), rows(v_ptr, n, inside, vn, v, V)
+        q, k, value = (
+            rows(q_ptr, n, inside, qn, d, K),
+            rows(k_ptr, n, inside, kn, d, K),
+            rows(v_ptr, n, inside, vn, v, V),
+        )
         dy = rows(dy_ptr, n, inside, dyn, v, V)
+        high, low, from_start, to_end, over = _decays(log_decay_ptr, n, inside, an)
+        S, after, through = dS, dS.to(k.dtype), 0.0
         if HAS_PAST:
             before = chunk - 1 + GIVEN
             past = states_ptr + ((b * H + h) * (chunks - 1 + GIVEN) + before) * K * V + to_kept
             S = tl.load(past, mask=of_state & (before >= 0), other=0.0)
-        high, low, from_start, to_end, over = _decays(log_decay_ptr, n, inside, an)
-        through = 0.0
-        if HAS_PAST:
             through = over * tl.sum(tl.sum(S.to(tl.float32) * dS, 1), 0)
-            after = dS.to(k.dtype)
             read = (q * from_start[:, None]).to(q.dtype)
             dS = tl.dot(dy.T, read, dS * over, input_precision=PRECISION)
-        # Keys down and queries across, so that of the products that take these only one takes them turned. Each gradient
-        # is stored as soon as it is there, and then takes no more registers.
         of_keys, of_values = inside[:, None] & (d < K)[None, :], inside[:, None] & (v < V)[None, :]
         to_keys = n[:, None] * (G * K) + d[None, :]
+        # Keys down and queries across, so that of the products that take these only one takes them turned. Each
+        # gradient is stored as soon as it is there, and then takes no more registers.
         s = tl.dot(k, q.T, input_precision=PRECISION)
         between = _between(s, -high, -low, c[None, :] >= c[:, None])
         s = (s * between).to(q.dtype)
-        dv = tl.zeros([C, BV], tl.float32)
-        if HAS_PAST:
-            dv = tl.dot(k, after.T, input_precision=PRECISION) * to_end[:, None]
-        dv = tl.dot(s, dy, dv, input_precision=PRECISION)
+        dv = tl.dot(s, dy, _by_state(k, after.T, to_end, HAS_PAST, PRECISION), input_precision=PRECISION)
         tl.store(dv_ptr + n[:, None] * dvn + v[None, :], dv.to(dv_ptr.dtype.element_ty), mask=of_values)
         w = (tl.dot(value, dy.T, input_precision=PRECISION) * between).to(q.dtype)
-        dq = tl.zeros([C, BK], tl.float32)
-        if HAS_PAST:
-            dq = tl.dot(dy, S.to(dy.dtype), input_precision=PRECISION) * from_start[:, None]
-        dq = tl.dot(w.T, k, dq, input_precision=PRECISION)
+        dq = tl.dot(w.T, k, _by_state(dy, S.to(dy.dtype), from_start, HAS_PAST, PRECISION), input_precision=PRECISION)
         tl.store(dq_ptr + to_keys, dq.to(dq_ptr.dtype.element_ty), mask=of_keys)
         dk = tl.dot(w, q, input_precision=PRECISION)
         later = tl.sum(q * dq, 1) - tl.sum(k * dk, 1)
         if HAS_PAST:
-            dk_after = tl.dot(value, after, input_precision=PRECISION) * to_end[:, None]
+            dk_after = _by_state(value, after, to_end, HAS_PAST, PRECISION)
             earlier = tl.sum(k * dk_after, 1)
             dk += dk_after
-        tl.store(dk_ptr + to_keys, dk.to(dk_ptr.dtype.element_ty), mask=of_keys)
-        if HAS_PAST:
             later -= earlier
             through += tl.sum(earlier, 0)
+        tl.store(dk_ptr + to_keys, dk.to(dk_ptr.dtype.element_ty), mask=of_keys)
         tl.store(dlog_decay_ptr + n, tl.cumsum(later, 0, reverse=True) + through, mask=inside)
     if GIVEN:
         tl.store(dstate_ptr + (b * H + h) * K * V + at, dS, mask=of_state)
@@ -298,8 +306,8 @@ def fused_decay_attention(
 ) -> tuple[Tensor, Tensor]:
     """`kernels.decay_attention.decay_linear_attention` on a GPU: outputs and, where a state is given, the final one.
 
-    Any strides, sums in float32; no size may be 0. Without `state` the second is of no elements: who starts from nothing
-    seldom goes on, and the kernel then leaves it out.
+    Any strides, sums in float32; no size may be 0. Without `state` the second is of no elements, since who starts from
+    nothing seldom goes on.
     **Raises** `ValueError` where shapes, dtypes or devices do not fit together.
     """
     check(q, k, v, log_decay, state)
@@ -318,7 +326,9 @@ def check(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | No
         if t is None:
             continue
         if t.shape != shape:
-            raise ValueError(f"decay_attention got {name} {list(t.shape)}, and takes {list(shape)} with q {[B, G, N, K]}")
+            raise ValueError(
+                f"decay_attention got {name} {list(t.shape)}, and takes {list(shape)} with q {[B, G, N, K]}"
+            )
         if name in {"k", "v"} and t.dtype != q.dtype:
             raise ValueError(f"decay_attention got q in {q.dtype} and {name} in {t.dtype}, and takes one dtype")
         if t.device != q.device:
@@ -348,8 +358,10 @@ def _has_past(N: int, cut: dict[str, Any], state: Tensor | None) -> bool:
 
 
 def _strides(*tensors: Tensor) -> tuple[int, ...]:
-    """Of all dimensions but the last; 0 for one of size 1, since any other may hide that rows begin at multiples of 16."""
-    return tuple(stride if size > 1 else 0 for t in tensors for size, stride in zip(t.shape[:3], t.stride(), strict=False))
+    """Of all dimensions but the last; 0 where the size is 1, as another may hide that rows start at multiples of 16."""
+    return tuple(
+        stride if size > 1 else 0 for t in tensors for size, stride in zip(t.shape[:3], t.stride(), strict=False)
+    )
 
 
 def _by_position(like: Tensor, H: int, width: int) -> Tensor:

@@ -40,13 +40,15 @@ OPTIONS = {
     "short_conv": {},
     "mamba": {"d_state": 4},
 }
+PARALLEL = {"mamba2": {"d_state": 4, "head_dim": 8}, "retnet": {"num_heads": 4}}
+"""Whose steps are no kernels."""
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(("name", "options"), (OPTIONS | PARALLEL).items())
 @torch.no_grad()
-def test_prefill_and_steps(name):
+def test_prefill_and_steps(name, options):
     torch.manual_seed(0)
-    mixer = MIXERS[name](D, **OPTIONS[name]).to(DEVICE)
+    mixer = MIXERS[name](D, **options).to(DEVICE)
     x = torch.randn(2, 9, D, device=DEVICE)
     results = {}
     for backend in ("triton", "reference"):
@@ -62,10 +64,13 @@ def test_prefill_and_steps(name):
     assert (fused[:, :9] - fused[:, 9:]).norm() < 1e-5 * exact.norm()
 
 
-def test_gradients_of_a_window_behind_a_past():
-    """Fewer heads of keys than of queries, and a state whose own gradient goes on through prefill."""
+@pytest.mark.parametrize(
+    ("name", "options"), [("sliding_window", OPTIONS["sliding_window"]), ("retnet", PARALLEL["retnet"])], ids=str
+)
+def test_gradients_behind_a_past(name, options):
+    """Heads of queries or values share keys, and a state's own gradient goes on through prefill."""
     torch.manual_seed(0)
-    mixer = MIXERS["sliding_window"](D, **OPTIONS["sliding_window"]).to(DEVICE)
+    mixer = MIXERS[name](D, **options).to(DEVICE)
     x = torch.randn(2, 9, D, device=DEVICE)
     results = {}
     for backend in ("triton", "reference"):
