@@ -344,11 +344,11 @@ def _cut(q: Tensor, v: Tensor) -> dict[str, Any]:
         BK, most, C = max(32, triton.next_power_of_2(K)), 32, 16
     else:
         BK, most = max(16, triton.next_power_of_2(K)), 64
-        C = 64 if BK <= 32 else 2048 // BK
+        C = 64 if BK <= 64 else 16
     return {
         "K": K, "BK": BK, "V": V, "BV": max(32, triton.next_power_of_2(min(V, most))), "C": C,
         "PRECISION": "tf32x3" if q.dtype == torch.float32 else "ieee",
-        "num_warps": 8 if BK * q.itemsize > 128 else 4, "num_stages": 3,
+        "num_warps": 4 if BK <= 32 else 8, "num_stages": 3,
     }  # fmt: skip
 
 
