@@ -2,7 +2,8 @@
 
 With q = C, k = B, v = dt x and log a = dt A it is the state space duality of Mamba-2 (Dao and Gu 2024,
 arXiv 2405.21060, section 6); with a constant decay it is the retention of RetNet (Sun et al. 2023, arXiv 2307.08621).
-Cost a token and head, chunks of C: C (K + V) multiply-adds inside the chunk, 2 K V across chunks.
+Cost a token and head, chunks of C: C (K + V) multiply-adds inside the chunk, 2 K V across chunks. On a GPU decays and
+scores never reach memory (`kernels/decay_attention_triton.py`).
 """
 
 from collections.abc import Callable

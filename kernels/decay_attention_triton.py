@@ -1,5 +1,4 @@
-"""Triton kernels for linear attention with one decay a head, forward and backward; `kernels/decay_attention.py` says
-what it is.
+"""Triton kernels for linear attention with one decay a head, forward and backward, of `kernels/decay_attention.py`.
 
 As in section 6 of Dao and Gu 2024, arXiv 2405.21060, a program takes one head of one sequence in chunks of C positions.
 Its decays, scores [C, C] and state [K, V] stay on the chip: with l_i the sum of log a from a chunk's start through i
@@ -11,10 +10,10 @@ and L that of the whole chunk,
 The backward pass goes through the chunks from the last to the first with dS, the gradient of the state after a chunk,
 and finds the states before them saved. With w_ij = d_ij (dy_i . v_j) for j <= i, and what the state has part in last,
 
-    dq_i = sum over j of w_ij k_j           + exp(l_i) S dy_i
-    dk_j = sum over i of w_ij q_i           + exp(L - l_j) dS v_j
+    dq_i = sum over j of w_ij k_j + exp(l_i) S dy_i
+    dk_j = sum over i of w_ij q_i + exp(L - l_j) dS v_j
     dv_j = sum over i of d_ij (q_i . k_j) dy_i + exp(L - l_j) dS^T k_j
-    dS  <- exp(L) dS + sum over i of exp(l_i) q_i dy_i^T.
+    dS <- exp(L) dS + sum over i of exp(l_i) q_i dy_i^T.
 
 The decay at s multiplies what comes from before s to s or later. So d log a_s is the sum of q_i . dq_i over i >= s,
 less that of k_j . dk_j within the chunk over j >= s, plus that of k_j . dk_j through dS over j < s, plus exp(L) S . dS:
@@ -23,7 +22,8 @@ no difference is taken of sums that go beyond a chunk.
 Values are cut into blocks, each as good as a head of its own. With R = H / G heads a group and e bytes an element, a
 position and head of one block move, forward, e (2 V + 2 K / R) bytes and take 2 (C (K + V) + 2 K V) operations.
 Backward they move e (3 V + 2 K + 2 K / R) bytes, of which the 2 K are read again where heads are summed, and take
-2 (C (3 K + 2 V) + 4 K V) operations. The states before chunks are e K V / C bytes more, each way.
+2 (C (3 K + 2 V) + 4 K V) operations. The states before chunks are e K V / C bytes more, each way. In registers states
+are turned, [V, K], so that products that make them have 64 rows, as many as a group of four warps multiplies at once.
 """
 
 # Triton has no types for launches, nor for functions of kernels that return several tensors.
