@@ -2,7 +2,8 @@
 
 With q = C, k = B, v = dt x and log a = dt A it is the state space duality of Mamba-2 (Dao and Gu 2024,
 arXiv 2405.21060, section 6); with a constant decay it is the retention of RetNet (Sun et al. 2023, arXiv 2307.08621).
-Cost a token and head, chunks of C: C (K + V) multiply-adds inside the chunk, 2 K V across chunks.
+Cost a token and head, chunks of C: C (K + V) multiply-adds inside the chunk, 2 K V across chunks. On a GPU decays and
+scores never reach memory (`kernels/decay_attention_triton.py`).
 """
 
 from collections.abc import Callable
@@ -11,20 +12,50 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.backend import Backend, takes_triton
+from kernels.decay_attention_triton import fused_decay_attention
+
 CHUNK = 64
 """Positions a chunk: near C (K + V) = 2 K V at K = V = 64."""
 
 
 def decay_linear_attention(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None = None, chunk: int = CHUNK
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    state: Tensor | None = None,
+    chunk: int = CHUNK,
+    backend: Backend | None = None,
 ) -> tuple[Tensor, Callable[[], Tensor]]:
     """The parallel form: dense within a chunk, through the state across chunks.
 
     **Arguments:** `q`, `k` [B, G, N, K], each serving H / G heads; `v` [B, H, N, V]; `log_decay` log a_t <= 0,
-    [B, H, N]; `state` [B, H, K, V], what came before; `chunk` >= 2.
+    [B, H, N]; `state` [B, H, K, V], what came before; `chunk` >= 2, of the reference; `backend`: as `kernels.backend`
+    says.
     **Returns** outputs [B, H, N, V] and a function that gives the state after all N tokens [B, H, K, V] (float32 or
     wider), which a caller that only wants the outputs never pays for.
     """
+    kernel = "decay_attention_float32" if q.dtype == torch.float32 else "decay_attention"
+    given = () if state is None else (state,)
+    if takes_triton(kernel, backend, (q, k, v, log_decay), given, K=q.shape[-1], V=v.shape[-1]):
+        y, final = fused_decay_attention(q, k, v, log_decay, state)
+
+        def last() -> Tensor:
+            """Who starts from nothing seldom asks for it, and then pays for it by a second pass."""
+            if state is not None:
+                return final
+            nothing = v.new_zeros(*v.shape[:2], q.shape[-1], v.shape[-1], dtype=torch.float32)
+            return fused_decay_attention(q, k, v, log_decay, nothing)[1]
+
+        return y, last
+    return _in_chunks(q, k, v, log_decay, state, chunk)
+
+
+def _in_chunks(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None, chunk: int
+) -> tuple[Tensor, Callable[[], Tensor]]:
+    """The reference."""
     N, wide = v.shape[2], torch.promote_types(v.dtype, torch.float32)
     if N == 0:
         shape = (*v.shape[:2], q.shape[-1], v.shape[-1])
@@ -82,6 +113,6 @@ def _states(added: Tensor, log_decay: Tensor, state: Tensor | None, chunk: int) 
         after = log_decay.exp()[..., None, None] * first + added
     else:
         one = added.new_ones(added.shape[0], 1, n, 1)
-        after, _ = decay_linear_attention(one, one, added.flatten(-2), log_decay, first.flatten(-2), chunk)
+        after, _ = _in_chunks(one, one, added.flatten(-2), log_decay, first.flatten(-2), chunk)
         after = after.unflatten(-1, shape)
     return torch.cat([first, after], dim=2)

@@ -71,6 +71,7 @@ def _states(added: Tensor, log_decay: Tensor, state: Tensor | None) -> Tensor:
     first = torch.zeros_like(added[:, :, 0]) if state is None else state.to(added.dtype)  # [B, H, K, V]
     rows, log_decay = added.transpose(2, 3).flatten(1, 2), log_decay.transpose(2, 3).flatten(1, 2)  # [B, H K, n, *]
     one = added.new_ones(added.shape[0], 1, added.shape[2], 1)
-    after, _ = decay_linear_attention(one, one, rows, log_decay, first.flatten(1, 2).unsqueeze(2))
+    # With one number a key there is nothing to multiply as matrices.
+    after, _ = decay_linear_attention(one, one, rows, log_decay, first.flatten(1, 2).unsqueeze(2), backend="reference")
     after = after.unflatten(1, first.shape[1:3]).transpose(2, 3)
     return torch.cat([first.unsqueeze(2), after], dim=2)

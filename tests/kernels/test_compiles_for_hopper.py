@@ -19,6 +19,7 @@ from kernels.attention import attention_step
 from kernels.based import BasedState, based_step
 from kernels.cross_entropy_chunks_triton import chunked_answers, chunked_cross_entropy
 from kernels.cross_entropy_triton import fused_answers, fused_cross_entropy
+from kernels.decay_attention import decay_linear_attention
 from kernels.linear_attention import LinearAttentionState
 from kernels.selective_scan import selective_scan, selective_scan_step
 from kernels.short_conv import short_conv, short_conv_step
@@ -120,6 +121,33 @@ def test_selective_scan(compiled):
     A, state = tensors((256, S), (2, 256, S), dtype=torch.float32)
     both_ways(lambda *t: selective_scan(*t, backend="triton"), [x, dt, A, B, C, state])
     assert compiled.keys() == {"_forward", "_backward"}
+
+
+@pytest.mark.parametrize(
+    ("H", "G", "K", "V", "dtype"),
+    [
+        (2, 1, 8, 64, torch.bfloat16),
+        (4, 1, 16, 64, torch.bfloat16),
+        (8, 1, 24, 64, torch.bfloat16),
+        (4, 4, 64, 128, torch.bfloat16),
+        (4, 2, 128, 128, torch.bfloat16),
+        (4, 1, 24, 64, torch.float32),
+    ],
+)
+def test_decay_attention(H, G, K, V, dtype, compiled):
+    """No more is kept out of registers than fits eight of them, and that only where a state is given or K is large."""
+    for N in (16, 64, 256):
+        joined = torch.zeros(2, N, H * V + 2 * G * K, dtype=dtype)
+        v, k, q = joined.split([H * V, G * K, G * K], -1)
+        inputs = [t.unflatten(-1, (-1, width)).transpose(1, 2) for t, width in ((q, K), (k, K), (v, V))]
+        log_decay = torch.zeros(2, N, H).transpose(1, 2)
+        inputs = [t.detach().requires_grad_() for t in (*inputs, log_decay)]
+        both_ways(lambda *t: decay_linear_attention(*t, backend="triton")[:1], inputs)
+    assert compiled.keys() == {"_forward", "_backward"}
+    assert max(compiled.values()) <= (8 * 4 if K > 32 else 0)
+    with torch.no_grad():  # as a prompt is read
+        decay_linear_attention(*inputs, torch.zeros(2, H, K, V), backend="triton")
+    assert compiled["_forward"] <= 8 * 4
 
 
 @pytest.mark.parametrize(

@@ -40,13 +40,15 @@ OPTIONS = {
     "short_conv": {},
     "mamba": {"d_state": 4},
 }
+PARALLEL = {"mamba2": {"d_state": 4, "head_dim": 8}, "retnet": {"num_heads": 4}}
+"""Whose steps are no kernels."""
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(("name", "options"), (OPTIONS | PARALLEL).items())
 @torch.no_grad()
-def test_prefill_and_steps(name):
+def test_prefill_and_steps(name, options):
     torch.manual_seed(0)
-    mixer = MIXERS[name](D, **OPTIONS[name]).to(DEVICE)
+    mixer = MIXERS[name](D, **options).to(DEVICE)
     x = torch.randn(2, 9, D, device=DEVICE)
     results = {}
     for backend in ("triton", "reference"):
@@ -62,11 +64,11 @@ def test_prefill_and_steps(name):
     assert (fused[:, :9] - fused[:, 9:]).norm() < 1e-5 * exact.norm()
 
 
-@pytest.mark.parametrize("name", ["sliding_window", "short_conv", "mamba"])
+@pytest.mark.parametrize("name", ["sliding_window", "short_conv", "mamba", "mamba2", "retnet"])
 def test_gradients_behind_a_past(name):
-    """Of a state whose own gradient goes on through prefill; the window has fewer heads of keys than of queries."""
+    """Heads of queries or values share keys, and a state's own gradient goes on through prefill."""
     torch.manual_seed(0)
-    mixer = MIXERS[name](D, **OPTIONS[name]).to(DEVICE)
+    mixer = MIXERS[name](D, **(OPTIONS | PARALLEL)[name]).to(DEVICE)
     x = torch.randn(2, 9, D, device=DEVICE)
     results = {}
     for backend in ("triton", "reference"):
