@@ -144,15 +144,9 @@ class LanguageModel(nn.Module):
 
     def generate_code(self) -> None:
         """Compile what `loss` runs: the trunk for each shape of tokens at its first use, the rest once."""
-        self._prepare_to_compile()
+        torch.compiler.reset()  # what was compiled for models before this one counts against a limit of variants
         self.trunk = torch.compile(self.trunk, dynamic=False)
         self._asked = torch.compile(self._asked, dynamic=True)
-
-    def _prepare_to_compile(self) -> None:
-        torch.compiler.reset()  # what was compiled for models before this one counts against a limit of variants
-        for mixer in {type(block.mixer) for block in self._each()}:
-            for name in mixer.written:  # of the class, since what is compiled for a mixer shall serve its like
-                setattr(mixer, name, torch.compiler.disable(getattr(mixer, name)))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., vocabulary]."""
@@ -204,7 +198,7 @@ class LanguageModel(nn.Module):
 
         Blocks of one structure, with states of one shape, are compiled once, at the first call.
         """
-        self._prepare_to_compile()
+        torch.compiler.reset()
         return partial(self._step, torch.compile(Block.step, dynamic=False, options=KEEP_ORDER))
 
     def _step(

@@ -23,8 +23,6 @@ class Mixer(nn.Module, ABC):
     """Whether it runs on a GPU alone."""
     stacks: ClassVar[bool] = True
     """Whether `torch.func.vmap` can run it with stacked parameters; members of one that cannot take turns."""
-    written: ClassVar[tuple[str, ...]] = ()
-    """Methods for which torch.compile cannot generate code: they run as written."""
 
     @abstractmethod
     def init_state(
