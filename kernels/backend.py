@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from triton import knobs
 
-Backend = Literal["reference", "triton"]
+Backend = Literal["reference", "triton", "fla"]
+"""`fla`: flash-linear-attention's kernels where there are some (`kernels/recurrences_of_fla.py`), else what serves."""
 
 WIDE = (torch.float32, torch.bfloat16, torch.float16)
 NARROW = (torch.float8_e4m3fn, torch.float8_e5m2)
@@ -69,6 +70,11 @@ def using(backend: Backend | None) -> Iterator[None]:
         _asked = before
 
 
+def asked(backend: Backend | None) -> Backend | None:
+    """What a call asks for, or else the innermost `using` around it."""
+    return backend or _asked
+
+
 def takes_triton(
     kernel: str, backend: Backend | None, inputs: Sequence[Tensor], state: Sequence[Tensor] = (), **sizes: int
 ) -> bool:
@@ -76,10 +82,10 @@ def takes_triton(
 
     **Raises** `ValueError` where Triton is asked for and its kernel does not serve.
     """
-    asked = backend or _asked
-    if asked == "reference" or any(t.numel() == 0 for t in inputs):
+    wanted = asked(backend)
+    if wanted == "reference" or any(t.numel() == 0 for t in inputs):
         return False
-    if asked is None:
+    if wanted != "triton":
         return inputs[0].is_cuda and not KERNELS[kernel].unproven and obstacle(kernel, inputs, state, sizes) is None
     in_the_way = obstacle(kernel, inputs, state, sizes)
     if in_the_way:

@@ -12,21 +12,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels import recurrences_of_fla
+from kernels.backend import Backend
 from kernels.decay_attention import segment_sums
+from kernels.recurrences_of_fla import takes_fla
 
 CHUNK = 32
 """Positions a chunk: longer ones cost more in the solve, shorter ones more in the K x K maps from state to state."""
 
 
 def delta_rule(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, state: Tensor, chunk: int = CHUNK
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor,
+    state: Tensor,
+    chunk: int = CHUNK,
+    backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The parallel form: a triangular solve within a chunk, an affine map of the state from chunk to chunk.
 
     **Arguments:** `q`, `k` [B, H, N, K]; `v` [B, H, N, V]; `beta` b_t [B, H, N], with b_t |k_t|^2 from 0 to 2, beyond
-    which the memory diverges; `log_decay` log a_t <= 0 [B, H, N]; `state` [B, H, K, V].
+    which the memory diverges; `log_decay` log a_t <= 0 [B, H, N]; `state` [B, H, K, V]; `chunk` of the reference;
+    `backend`: as `kernels.backend` says.
     **Returns** outputs [B, H, N, V] and the state after all N tokens [B, H, K, V] (float32 or wider).
     """
+    if takes_fla(backend, v):
+        return recurrences_of_fla.delta_rule(q, k, v, beta, log_decay, state)
     N, narrow, wide = v.shape[2], v.dtype, torch.promote_types(v.dtype, torch.float32)
     if N == 0:
         return v, state.to(wide)

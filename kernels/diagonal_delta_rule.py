@@ -12,22 +12,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels import recurrences_of_fla
+from kernels.backend import Backend
 from kernels.channel_decay import decayed_products
 from kernels.delta_rule import chunk_states
+from kernels.recurrences_of_fla import takes_fla
 
 CHUNK = 32
 """Positions a chunk, a power of two: longer ones cost more in the solve, shorter ones more in the K x K maps."""
 
 
 def diagonal_delta_rule(
-    r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor, chunk: int = CHUNK
+    r: Tensor,
+    log_w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    state: Tensor,
+    chunk: int = CHUNK,
+    backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The parallel form: a triangular solve within a chunk, an affine map of the state from chunk to chunk.
 
     **Arguments:** `r`, `k`, `a`, `b` and `log_w` <= 0, [B, H, N, K]; `v` [B, H, N, V]; `state` [B, H, K, V]; `chunk`
-    a power of two.
+    of the reference, a power of two; `backend`: as `kernels.backend` says.
     **Returns** outputs [B, H, N, V] and the state after all N tokens [B, H, K, V] (float32 or wider).
     """
+    if takes_fla(backend, v):
+        return recurrences_of_fla.diagonal_delta_rule(r, log_w, k, v, a, b, state)
     N, narrow, wide = v.shape[2], v.dtype, torch.promote_types(v.dtype, torch.float32)
     if N == 0:
         return v, state.to(wide)

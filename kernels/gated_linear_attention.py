@@ -10,23 +10,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels import recurrences_of_fla
+from kernels.backend import Backend
 from kernels.channel_decay import decayed_products
 from kernels.decay_attention import decay_linear_attention
+from kernels.recurrences_of_fla import takes_fla
 
 CHUNK = 64
 """Positions a chunk, a power of two."""
 
 
 def gated_linear_attention(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None = None, chunk: int = CHUNK
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    state: Tensor | None = None,
+    chunk: int = CHUNK,
+    backend: Backend | None = None,
 ) -> tuple[Tensor, Callable[[], Tensor]]:
     """The parallel form: dense within a chunk, through the state across chunks.
 
     **Arguments:** `q`, `k` [B, H, N, K]; `v` [B, H, N, V]; `log_decay` log a_t <= 0, [B, H, N, K]; `state`
-    [B, H, K, V], what came before; `chunk` a power of two.
+    [B, H, K, V], what came before; `chunk` of the reference, a power of two; `backend`: as `kernels.backend` says.
     **Returns** outputs [B, H, N, V] and a function that gives the state after all N tokens [B, H, K, V] (float32 or
     wider), which a caller that only wants the outputs never pays for.
     """
+    if takes_fla(backend, v):
+        y, final = recurrences_of_fla.gated_linear_attention(q, k, v, log_decay, state)
+        return y, lambda: final
     N, wide = v.shape[2], torch.promote_types(v.dtype, torch.float32)
     if N == 0:
         shape = (*k.shape[:2], k.shape[-1], v.shape[-1])

@@ -34,20 +34,26 @@ def sizes(kernel, end=0, **changes):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_on_a_gpu_triton_computes_what_it_serves_and_nothing_else(kernel):
     serves = KERNELS[kernel]
+
+    def taken(inputs, state=(), **changes):
+        """Without being asked for; one that has not been seen on a GPU is not, whatever it serves."""
+        found = takes_triton(kernel, None, inputs, state, **sizes(kernel, **changes))
+        if serves.unproven:
+            assert not found
+            return obstacle(kernel, inputs, state, sizes(kernel, **changes)) is None
+        return found
+
     for dtype in WIDE + NARROW + (torch.float64,):
-        state = OnAGpu(dtype)
-        assert takes_triton(kernel, None, [OnAGpu()], [state], **sizes(kernel)) == (dtype in serves.state)
-        assert takes_triton(kernel, None, [OnAGpu(dtype)], **sizes(kernel)) == (dtype in WIDE)
+        assert taken([OnAGpu()], [OnAGpu(dtype)]) == (dtype in serves.state)
+        assert taken([OnAGpu(dtype)]) == (dtype in WIDE)
     for name, (least, most) in serves.sizes.items():
         for size in (least - 1, least, most, most + 1):
-            taken = takes_triton(kernel, None, [OnAGpu()], **sizes(kernel, **{name: size}))
-            assert taken == (least <= size <= most)
+            assert taken([OnAGpu()], **{name: size}) == (least <= size <= most)
     wants_gradient = [OnAGpu(requires_grad=True)]
-    assert takes_triton(kernel, None, wants_gradient, **sizes(kernel)) == serves.gradient
+    assert taken(wants_gradient) == serves.gradient
     with torch.no_grad():
-        assert takes_triton(kernel, None, wants_gradient, **sizes(kernel))
-    strided = [OnAGpu(contiguous=False)]
-    assert takes_triton(kernel, None, [OnAGpu()], strided, **sizes(kernel)) != serves.contiguous
+        assert taken(wants_gradient)
+    assert taken([OnAGpu()], [OnAGpu(contiguous=False)]) != serves.contiguous
     assert not takes_triton(kernel, "triton", [OnAGpu(count=0)], **sizes(kernel))
 
 
@@ -58,9 +64,11 @@ def test_the_reference_is_always_there(kernel):
         assert not takes_triton(kernel, None, [OnAGpu()], **sizes(kernel))
         assert takes_triton(kernel, "triton", [OnAGpu()], **sizes(kernel))  # what a call says comes first
         with using(None):
-            assert takes_triton(kernel, None, [OnAGpu()], **sizes(kernel))
+            assert takes_triton(kernel, None, [OnAGpu()], **sizes(kernel)) != KERNELS[kernel].unproven
         assert not takes_triton(kernel, None, [OnAGpu()], **sizes(kernel))
-    assert takes_triton(kernel, None, [OnAGpu()], **sizes(kernel))
+    assert takes_triton(kernel, None, [OnAGpu()], **sizes(kernel)) != KERNELS[kernel].unproven
+    with using("fla"):  # which has none of these
+        assert takes_triton(kernel, None, [OnAGpu()], **sizes(kernel)) != KERNELS[kernel].unproven
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter runs kernels on a CPU")
