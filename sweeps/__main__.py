@@ -152,9 +152,10 @@ def best(asked: argparse.Namespace) -> int:
 def import_(asked: argparse.Namespace) -> int:
     """Take the records of a Parquet file into the runs, so that none of them runs again. What has a record keeps it."""
     import analysis  # noqa: PLC0415
+    from sweeps.settings_of_today import with_settings_of_today  # noqa: PLC0415 - torch, for this command alone
 
     try:
-        found = list(analysis.as_records(analysis.load(asked.file)))
+        found = [with_settings_of_today(record) for record in analysis.as_records(analysis.load(asked.file))]
         return _take(found, asked.runs)
     except (analysis.BrokenRecordError, analysis.NoRecordsError, DiskTrouble) as error:
         _say(str(error), Console(stderr=True))

@@ -50,6 +50,28 @@ def test_what_was_imported_is_not_run_again(call, tmp_path):
     assert {record.read_text() for record in (tmp_path / "second").glob("*/result.json")} == {"{}"}
 
 
+def test_a_setting_that_came_since_has_its_default(call, tmp_path):
+    """In a record that was made before it; one that would be another run with it stays as it was made."""
+    launch(call, "first")
+    runs = analysis.load(tmp_path / "first", study="some")
+    old = runs.drop(columns=["mixer.use_rope", "mixer.num_heads", "train.weight_decay"])
+    old["model.layers"] = [
+        [{key: v for key, v in layer.items() if key not in ("use_rope", "num_heads", "bias")} for layer in layers]
+        for layers in old["model.layers"]
+    ]
+    gone = old["mixer.name"] == "attention"
+    old.loc[gone & (old["train.learning_rate"] == 0.01), "seed"] = 7  # with which its identity does not agree
+    analysis.save(old, tmp_path / "old.parquet")
+    assert call("sweeps", "import", "old.parquet", "--runs", "second").returncode == 0
+    columns = ["mixer.use_rope", "mixer.num_heads", "train.weight_decay", "model.layers"]
+    found = analysis.load(tmp_path / "second", study="some").set_index("identity")
+    expected = runs.set_index("identity").loc[found.index]
+    strange = found["seed"] == 7
+    assert strange.sum() == 1
+    assert_frame_equal(found.loc[~strange, columns], expected.loc[~strange, columns], check_dtype=False)
+    assert found.loc[strange, "train.weight_decay"].isna().all()
+
+
 def test_export_adds_to_what_the_file_holds(call, tmp_path):
     launch(call, "first", "mixer=attention")
     launch(call, "second", "mixer=linear_attention")
