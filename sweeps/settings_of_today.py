@@ -1,4 +1,4 @@
-"""Records made before a setting existed, brought up to date: the run had the setting's default, as its identity says."""
+"""Records of before a setting existed, brought up to date: the run had its default, as its identity says."""
 
 from collections.abc import Mapping
 from typing import Any
