@@ -23,6 +23,10 @@ EPS = 1e-5
 """Of the gated norm, as in the reference."""
 
 
+ALIGNED = 8
+"""Rows of so many numbers begin at whole 16 bytes, as the fastest matrix products want them, backward too."""
+
+
 class GatedRMSNorm(nn.Module):
     """RMSNorm of y * silu(z), each of several groups of channels by itself."""
 
@@ -109,7 +113,11 @@ class Mamba2(Mixer):
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gate [..., E], the channels of the short convolution [..., E + 2 G K], dt before its softplus [..., H]."""
-        return self.in_proj(x).split([self.d_inner, self.conv1d.in_channels, self.num_heads], dim=-1)
+        weight, sizes = self.in_proj.weight, [self.d_inner, self.conv1d.in_channels, self.num_heads]
+        if x.ndim == 3 and len(weight) % ALIGNED:  # of many tokens, beside which a copy of the weight is little
+            weight = F.pad(weight, (0, 0, 0, -len(weight) % ALIGNED))
+        z, xBC, dt, *_ = F.linear(x, weight).split([*sizes, len(weight) - sum(sizes)], dim=-1)
+        return z, xBC, dt
 
     def _select(self, xBC: Tensor, dt: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Values x [B, H, N, V], queries C and keys B [B, G, N, K], log-decays [B, H, N], steps dt [B, H, N, 1]."""
