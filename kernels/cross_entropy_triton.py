@@ -201,7 +201,8 @@ def _save(ctx, inputs, output) -> None:
 def _backward(ctx, dloss: Tensor, *unused: Tensor) -> tuple[Tensor, Tensor, None]:
     x, weight, targets, lse, dx = ctx.saved_tensors
     dw = _cross_entropy_weight_gradient(x, weight, targets, lse, dloss)
-    return (dloss.unsqueeze(-1) * dx).to(x.dtype), dw.to(weight.dtype), None
+    scaled = torch.mul(dloss.unsqueeze(-1), dx, out=torch.empty_like(dx))  # rounded as it is written, in one kernel
+    return scaled, dw.to(weight.dtype), None
 
 
 _cross_entropy_forward.register_autograd(_backward, setup_context=_save)
