@@ -13,11 +13,11 @@ adjoint recurrence
 Sums over the channels of a block are made in registers, those over blocks, and over the batch for A, by a sum after the
 kernel, so that results do not vary from run to run.
 
-With b sequences, M = b N E and e bytes an element of x, the forward pass moves M (2 e + 4 + 4 S / T) bytes and does an
-exponential and 4 operations for each of M S states. The backward pass moves M (3 e + 8 + 4 S / T) bytes and
-16 b N S (E / block) for the sums over blocks, and does two exponentials, 16 operations and 2.5 exchanges between
-threads for each state. A multiprocessor that does 16 exponentials, 32 exchanges and 128 operations a clock is bound by
-instructions in both.
+With b sequences, M = b N E and e bytes an element of x, the forward pass moves M (2 e + 4 + s S / T) bytes, where a
+saved state takes s = 2 beside inputs in bfloat16 and else 4, and does an exponential and 4 operations for each of M S
+states. The backward pass moves M (3 e + 8 + s S / T) bytes and 4 e b N S (E / block) for the sums over blocks, and does
+two exponentials, 16 operations and 2.5 exchanges between threads for each state. A multiprocessor that does 16
+exponentials, 32 exchanges and 128 operations a clock is bound by instructions in both.
 """
 
 # The language inside @triton.jit is not Python's: sizes are constants there, and a static_range is unrolled.
@@ -115,7 +115,7 @@ def _forward(
         if KEEP and first % T == 0:
             for p in tl.static_range(pieces):
                 inside = (p * L + s < S)[:, None] & in_e[None, :]
-                tl.store(starts_ptr + (first // T * S + p * L) * E, hs[p], mask=inside)
+                tl.store(starts_ptr + (first // T * S + p * L) * E, hs[p].to(starts_ptr.dtype.element_ty), mask=inside)
         ys = ()
         for i in tl.static_range(UNROLL):
             n = first + i
@@ -185,7 +185,7 @@ def _backward(
         for p in tl.static_range(pieces):
             inside = (p * L + lane < S) & in_e
             start = tl.load(starts_ptr + ((tiles - 1 - done) * S + p * L) * E, mask=inside, other=0.0)
-            hs = (hs[0] + (start,),)
+            hs = (hs[0] + (start.to(tl.float32),),)
         dy_ahead, c_ahead = _outer(dy_ptr, c_ptr, first + T - 1, N, s, in_e, E, S, L, c_step)
         for i in tl.static_range(T):
             x, dt, bs = _inputs(x_ptr, dt_ptr, b_ptr, first + i, N, s, in_e, E, S, L, b_step)
@@ -348,7 +348,7 @@ def _empty_outputs(x: Tensor, A: Tensor, keep: bool) -> Outputs:
     return (
         x.new_empty(b, N, E),
         x.new_empty(b, S, E, dtype=torch.float32),
-        x.new_empty(b, tiles, S, E, dtype=torch.float32),
+        x.new_empty(b, tiles, S, E, dtype=x.dtype if x.dtype == torch.bfloat16 else torch.float32),
     )
 
 
