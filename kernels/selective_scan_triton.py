@@ -16,7 +16,7 @@ kernel, so that results do not vary from run to run.
 With b sequences, M = b N E and e bytes an element of x, the forward pass moves M (2 e + 4 + s S / T) bytes, where a
 saved state takes s = 2 beside inputs in bfloat16 and else 4, and does an exponential and 4 operations for each of M S
 states. The backward pass moves M (3 e + 8 + s S / T) bytes and 4 e b N S (E / block) for the sums over blocks, and does
-two exponentials, 16 operations and 2.5 exchanges between threads for each state. A multiprocessor that does 16
+two exponentials, 16 operations and 3 exchanges between threads for each state. A multiprocessor that does 16
 exponentials, 32 exchanges and 128 operations a clock is bound by instructions in both.
 """
 
@@ -235,7 +235,7 @@ def _adjoint(dhs, das, before, after, rates, x, dt, dy, bs, cs):
         along += change * rates[p]
         new_dhs += (dh,)
         new_das += (das[p] + dt * change,)
-    du = tl.sum(du, 0)[None, :] + 0 * along
+    du = tl.sum(du, 0)[None, :]
     ddt = du * x + tl.sum(along, 0)[None, :] * LN2
     return new_dhs, new_das, dcs, dbs, du, ddt
 

@@ -1,8 +1,9 @@
 """`python -m recallbench.plain_benchmark`: points of the Figure 2 study trained to the end both ways, side by side.
 
-The plain way is that of a textbook: one run at a time, as written, in float32, all logits in memory, torch's own
-optimiser and schedule. The other is that of the study: a point's four learning rates in lockstep, and what is done for
-speed. Data, initialisation and the order of the batches are the same. On a CPU, to try it, a small task.
+The plain way is that of a textbook: one run at a time, operation by operation of plain PyTorch, in float32, all logits
+in memory, torch's own optimiser and schedule. The other is that of the study: a point's four learning rates in
+lockstep, and what is done for speed. Data, initialisation and the order of the batches are the same. On a CPU, to try
+it, a small task.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from kernels.backend import using
 from models import LanguageModel
 from recallbench.benchmark import BASED, RATES
 from recallbench.benchmark_file import BenchmarkFile
@@ -41,12 +43,12 @@ class Point(NamedTuple):
 POINTS = [Point("linear_attention", BASED, 64, 1e-3), Point("attention", {}, 64, 1e-3)]
 SMALL = [
     "task=mqar",
-    "task.vocab_size=32",
+    "task.vocab_size=16",
     "task.sequence_length=16",
     "task.num_kv_pairs=2",
     "task.num_examples=512",
     "task.num_test_examples=64",
-    "train.epochs=2",
+    "train.epochs=8",
     "train.batch_size=64",
 ]
 
@@ -72,11 +74,11 @@ def measure(point: Point, device: torch.device, task: Sequence[str] = ("task=mqa
     ]
 
 
+@using("reference")
 def plainly(run: Run, device: torch.device) -> dict[str, Any]:
     """One run by itself, as a textbook would train it."""
-    train, segments = run.train, [segment.to(device) for segment in run.task.examples("train", device)]
-    validation = run.task.examples("validation", device)
-    order = Training([run], device).order
+    train, order = run.train, Training([run], device).order
+    segments, validation = (run.task.examples(split, device) for split in ("train", "validation"))
     started = time.perf_counter()
     model = build([run])[0].to(device)
     optimizer = torch.optim.AdamW(model.parameters(), train.learning_rate, weight_decay=train.weight_decay)

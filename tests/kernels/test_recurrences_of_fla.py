@@ -21,18 +21,15 @@ SHAPES = [(2, 1, 1, 16, 16), (2, 3, 70, 16, 32), (1, 2, 130, 64, 64), (4, 2, 256
 def inputs(name, B, H, N, K, V, device, dtype):
     """What a mixer gives the recurrence: decays above 0.5, unit keys where one erases along them, and a state."""
     generator = torch.Generator().manual_seed(N + K)
-    r, k, v, p = (torch.randn(B, H, N, width, generator=generator) for width in (K, K, V, K))
+    r, k, v, p = (torch.randn(B, H, N, width, generator=generator).to(dtype) for width in (K, K, V, K))
     rate, decay = torch.rand(B, H, N, 1, generator=generator), -0.7 * torch.rand(B, H, N, K, generator=generator)
     state, p = torch.randn(B, H, K, V, generator=generator), F.normalize(p, dim=-1)
     chosen = {
         "gated_linear_attention": (r, k, v, decay, state),
         "delta_rule": (r, p, v, rate[..., 0], decay[..., 0], state),
-        "diagonal_delta_rule": (r, decay, k, v, -p, rate * p, state),
+        "diagonal_delta_rule": (r, decay, k, v, -p, (rate * p).to(dtype), state),
     }[name]
-    wide = {id(t) for t in (decay, state)}  # beside a decay of one number a head, which is a view
-    return [
-        t.to(device, dtype if t.ndim == 4 and id(t) not in wide else torch.float32).requires_grad_() for t in chosen
-    ]
+    return [t.to(device).requires_grad_() for t in chosen]
 
 
 def results(recurrence, tensors):

@@ -47,7 +47,9 @@ def test_a_run_becomes_as_accurate_both_ways():
     point = plain_benchmark.Point("attention", {}, 16, 1e-2)
     plain, ours = plain_benchmark.measure(point, torch.device("cpu"), plain_benchmark.SMALL)
     assert (plain["members"], ours["members"]) == (1, 4)
-    assert (plain["epochs"], plain["steps"], ours["steps"]) == (2, 16, 64)
+    assert (plain["epochs"], plain["steps"], ours["epochs"]) == (8, 64, 8)
+    assert 64 < ours["steps"] <= 256  # of four members, which may end before
+    assert plain["accuracy"] > 0.8  # of 8 values
     assert plain["accuracy"] == pytest.approx(ours["accuracy"], abs=0.02)
     assert plain_benchmark.table([plain, ours]).row_count == 2
 
