@@ -22,9 +22,9 @@ def points(runs: DataFrame, *, chosen_by: str = "validation_accuracy") -> DataFr
     """One row an architecture point, at its best learning rate, sorted by family and state.
 
     A point is every setting but `train.learning_rate` and `seed`. Its learning rate has the best
-    mean `chosen_by` over seeds, where a diverged seed counts as 0, or as infinite if less is
-    better: chosen by validation, reported on test. Of equal rates, and of rates without a
-    validation score, the smallest is taken.
+    mean `chosen_by` over the seeds that all its rates have, and over what diverged, which counts as
+    0, or as infinite if less is better: chosen by validation, reported on test, over all seeds of
+    that rate. Of equal rates, and of rates without a validation score, the smallest is taken.
 
     **Columns:** `family`; `label`, the settings in which the points of one family differ, as in
     "K=16 W=8"; `train.learning_rate`; over completed seeds `accuracy` and `validation_accuracy`
@@ -139,9 +139,20 @@ def _at_best_rate(runs: DataFrame, chosen_by: str) -> DataFrame:
         raise ValueError(f"chosen_by is {chosen_by!r}, but a learning rate is chosen by a metric named validation_...")
     check_numbers(runs, chosen_by)
     more = direction(chosen_by, "more") == "more"
-    completed = runs["status"] == "completed"
-    score = runs[chosen_by].where(completed).mask(runs["status"] == "diverged", 0.0 if more else math.inf)
-    rates = runs.assign(score=score, completed=completed).groupby(["point", _RATE], dropna=False)
-    rates = rates.agg({"score": "mean", "completed": "any"}).reset_index()
-    rates = rates.loc[rates["completed"]].sort_values(["score", _RATE], ascending=[not more, True])
+    completed, diverged = (runs["status"] == status for status in ("completed", "diverged"))
+    score = runs[chosen_by].where(completed).mask(diverged, 0.0 if more else math.inf)
+    tried = runs.assign(score=score, completed=completed).loc[completed | diverged]
+    tried = tried.loc[tried.groupby(["point", _RATE], dropna=False)["completed"].transform("any")]
+    rates = tried.loc[_comparable(tried)].groupby(["point", _RATE], dropna=False)["score"].mean().reset_index()
+    rates = rates.sort_values(["score", _RATE], ascending=[not more, True])
     return runs.merge(rates.drop_duplicates("point")[["point", _RATE]], on=["point", _RATE])
+
+
+def _comparable(tried: DataFrame) -> Series:
+    """Which runs learning rates are compared by: those of seeds that all rates of a point have, or else all.
+
+    One that diverged speaks against its rate, whatever the others did at that seed.
+    """
+    rates = tried.groupby("point")[_RATE].transform("nunique")
+    shared = tried.groupby(["point", "seed"], dropna=False)[_RATE].transform("nunique") == rates
+    return shared | (tried["status"] == "diverged") | ~shared.groupby(tried["point"]).transform("any")

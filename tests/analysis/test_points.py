@@ -31,6 +31,21 @@ def test_the_choice_is_by_the_mean_over_seeds(record, write):
     assert sorted(at_best_learning_rate(runs)["accuracy"]) == [0.6, 0.7, 0.8]
 
 
+def test_rates_are_compared_on_the_seeds_that_all_of_them_have(record, write):
+    """More seeds at the rate that the first one chose, as is cheap, do not choose another."""
+    chosen = [record(accuracy=a, seed=s, learning_rate=1e-3) for s, a in enumerate((0.9, 0.5, 0.6))]
+    other = [record(accuracy=0.8, learning_rate=3e-3)]
+    (point,) = points(load(write([*chosen, *other]))).to_dict("records")
+    assert (point["train.learning_rate"], point["seeds"]) == (1e-3, 3)
+    assert point["accuracy"] == pytest.approx(2 / 3)
+    chosen, apart = (
+        [record("mamba", accuracy=a, seed=s, learning_rate=rate) for s, a in seeds]
+        for rate, seeds in ((1e-3, enumerate((0.9, 0.5, 0.6))), (3e-3, [(3, 0.7), (4, 0.7)]))
+    )
+    (point,) = points(load(write([*chosen, *apart])).query("family == 'mamba'")).to_dict("records")
+    assert (point["train.learning_rate"], point["seeds"]) == (3e-3, 2)
+
+
 @pytest.mark.parametrize("status", ["diverged", "failed", "out_of_memory"])
 def test_runs_that_did_not_complete_do_not_win(record, write, status):
     runs = [
