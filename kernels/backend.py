@@ -30,8 +30,6 @@ class Serves(NamedTuple):
     """Whether it has a backward pass."""
     contiguous: bool = False
     """Whether its state must be."""
-    unproven: bool = False
-    """Whether it only runs where it is asked for, as it has been seen in the interpreter but not on a GPU."""
 
 
 KERNELS = {
@@ -47,8 +45,8 @@ KERNELS = {
     "short_conv_step": Serves({"k": (2, 8)}, contiguous=True),
     "selective_scan": Serves({"S": (1, 256)}, gradient=True),
     "selective_scan_step": Serves({"S": (1, 256)}),
-    "decay_attention": Serves({"K": (1, 128), "V": (1, 128)}, gradient=True, unproven=True),
-    "decay_attention_float32": Serves({"K": (1, 64), "V": (1, 128)}, gradient=True, unproven=True),
+    "decay_attention": Serves({"K": (1, 128), "V": (1, 128)}, gradient=True),
+    "decay_attention_float32": Serves({"K": (1, 64), "V": (1, 128)}, gradient=True),
     "cross_entropy": Serves({"D": (1, 256)}, gradient=True),
     "cross_entropy_chunks": Serves(gradient=True),
 }
@@ -86,7 +84,7 @@ def takes_triton(
     if wanted == "reference" or any(t.numel() == 0 for t in inputs):
         return False
     if wanted != "triton":
-        return inputs[0].is_cuda and not KERNELS[kernel].unproven and obstacle(kernel, inputs, state, sizes) is None
+        return inputs[0].is_cuda and obstacle(kernel, inputs, state, sizes) is None
     in_the_way = obstacle(kernel, inputs, state, sizes)
     if in_the_way:
         raise ValueError(f"{kernel} {in_the_way}; backend=reference computes it")

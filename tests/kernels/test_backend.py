@@ -36,12 +36,7 @@ def test_on_a_gpu_triton_computes_what_it_serves_and_nothing_else(kernel):
     serves = KERNELS[kernel]
 
     def taken(inputs, state=(), **changes):
-        """Without being asked for; one that has not been seen on a GPU is not, whatever it serves."""
-        found = takes_triton(kernel, None, inputs, state, **sizes(kernel, **changes))
-        if serves.unproven:
-            assert not found
-            return obstacle(kernel, inputs, state, sizes(kernel, **changes)) is None
-        return found
+        return takes_triton(kernel, None, inputs, state, **sizes(kernel, **changes))
 
     for dtype in WIDE + NARROW + (torch.float64,):
         assert taken([OnAGpu()], [OnAGpu(dtype)]) == (dtype in serves.state)
@@ -64,11 +59,11 @@ def test_the_reference_is_always_there(kernel):
         assert not takes_triton(kernel, None, [OnAGpu()], **sizes(kernel))
         assert takes_triton(kernel, "triton", [OnAGpu()], **sizes(kernel))  # what a call says comes first
         with using(None):
-            assert takes_triton(kernel, None, [OnAGpu()], **sizes(kernel)) != KERNELS[kernel].unproven
+            assert takes_triton(kernel, None, [OnAGpu()], **sizes(kernel))
         assert not takes_triton(kernel, None, [OnAGpu()], **sizes(kernel))
-    assert takes_triton(kernel, None, [OnAGpu()], **sizes(kernel)) != KERNELS[kernel].unproven
+    assert takes_triton(kernel, None, [OnAGpu()], **sizes(kernel))
     with using("fla"):  # which has none of these
-        assert takes_triton(kernel, None, [OnAGpu()], **sizes(kernel)) != KERNELS[kernel].unproven
+        assert takes_triton(kernel, None, [OnAGpu()], **sizes(kernel))
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter runs kernels on a CPU")
