@@ -21,8 +21,9 @@ def dominance(
 
     `runs` are those of `at_best_learning_rate`: one row a point and `seed`. At a budget, a group offers the best
     quality that one of its points has for at most so much; it dominates another at a seed where it offers strictly
-    more. A pair is compared over the seeds that both have, and only at budgets for which both have a point at each
-    of them: who offers nothing yet is not dominated.
+    more. A pair is compared over the seeds at which both have the most of their points, since with some of them
+    missing a group would offer less, and only at budgets for which both have a point at each of them: who offers
+    nothing yet is not dominated.
 
     **Columns:** `winner`, `loser`; `low`, `high`: the range of budgets, in the units of `cost`, the worse end not
     included and infinite where the largest cost measured still dominates; `share`, the least share of seeds in it;
@@ -37,7 +38,9 @@ def dominance(
     known = known.assign(**dict(zip(axes.columns, axes.oriented(known).T, strict=True)))
     best = known.pivot_table(index=cost, columns=[by, "seed"], values=quality, aggfunc="min").cummin().ffill()
     budgets = best.index.to_numpy(float)
-    offers = {name: -best[name] for name in best.columns.unique(0)}  # [budgets, seeds], more is better
+    sizes = known.groupby([by, "seed"]).size()
+    whole = sizes.index[sizes == sizes.groupby(level=0).transform("max")]
+    offers = {name: -best[whole][name] for name in best.columns.unique(0)}  # [budgets, seeds], more is better
     rows = []
     for winner, ours in offers.items():
         for loser, theirs in offers.items():

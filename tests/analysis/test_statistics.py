@@ -102,7 +102,8 @@ def test_attainment_by_group_in_units_of_the_columns():
 @given(studies(), st.sampled_from([0.3, 0.5, 0.9, 1.0]))
 def test_dominance_against_a_loop_over_budgets_and_seeds(runs, share):
     found = dominance(runs, share=share)
-    common = set.intersection(*(set(of["seed"]) for _, of in runs.groupby("family")))
+    counts = [of["seed"].value_counts() for _, of in runs.groupby("family")]
+    common = set.intersection(*({*count.index[count == count.max()]} for count in counts))
 
     def offer(family, seed, budget):
         of = runs[(runs["family"] == family) & (runs["seed"] == seed) & (runs["state.bytes"] <= budget)]
@@ -113,10 +114,18 @@ def test_dominance_against_a_loop_over_budgets_and_seeds(runs, share):
         rows = found[(found["winner"] == winner) & (found["loser"] == loser)]
         for budget in budgets:
             ahead = [offer(winner, seed, budget) - offer(loser, seed, budget) for seed in common]
-            won = not any(map(math.isnan, ahead)) and sum(gap > 0 for gap in ahead) >= share * len(ahead)
+            won = (
+                bool(common) and not any(map(math.isnan, ahead)) and sum(gap > 0 for gap in ahead) >= share * len(ahead)
+            )
             inside = (rows["low"] <= budget) & (budget < rows["high"])
             assert inside.any() == won
     assert (found["gap"] >= 0).all() or share < 1
+
+
+def test_a_seed_that_lacks_points_of_a_group_does_not_speak_against_it():
+    runs = table([(0, 0, 1, 0.5), (1, 0, 1, 0.2), (2, 0, 2, 0.9), (1, 1, 1, 0.2), (0, 1, 1, 0.5)], family=[*"abbba"])
+    (_, row) = dominance(runs).to_dict("records")
+    assert (row["winner"], row["low"], row["seeds"], row["share"]) == ("b", 4, 1, 1)
 
 
 def test_a_sentence_for_each_range():
