@@ -26,7 +26,7 @@ def table(runs: DataFrame) -> DataFrame:
     """One row a point and dtype: the columns of `accuracy_by` over `state.dtype`, and `state.bits` a sequence.
 
     `state.bytes` is that of the widest dtype, so that a point keeps its place along its line. The learning rate of a
-    dtype is chosen by validation in that dtype.
+    dtype is chosen by validation in that dtype. Of the seeds those that all dtypes of the point have.
     """
     chosen = at_best_learning_rate(synthetic(runs))
     known = chosen.dropna(subset=["accuracy", "state.dtype"]).copy()
@@ -39,6 +39,10 @@ def table(runs: DataFrame) -> DataFrame:
     point = ["family", "label"]
     known["state.bytes"] = known.groupby(point)["state.bytes"].transform("max")
     known = known.loc[known.groupby(point)["state.dtype"].transform("nunique").gt(1)]
+    # A seed that only some dtypes have would show as a difference between dtypes.
+    dtypes = known.groupby(point)["state.dtype"].transform("nunique")
+    shared = known.groupby([*point, "seed"])["state.dtype"].transform("nunique") == dtypes
+    known = known.loc[shared | ~shared.groupby([known[name] for name in point]).transform("any")]
     if known.empty:
         raise NotEnough("no architecture was decoded with its state in two dtypes")
     found = over_seeds(known, "state.dtype")

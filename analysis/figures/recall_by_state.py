@@ -1,7 +1,7 @@
 """Recall accuracy against the bytes of state a sequence costs, the Pareto frontier, and the bound of docs/theory.md.
 
 Based (Arora et al. 2024), Figure 2. A marker an architecture point, at the learning rate that validation chose; error
-bars span seeds.
+bars span seeds. Where states were also kept in other dtypes (`decode.state_dtype`), a second frontier is that of all.
 """
 
 from typing import Any
@@ -20,15 +20,16 @@ from analysis.style import FAINT_INK, accuracy_axis, bytes_axis, print_style, re
 from analysis.theory import study_bound
 
 _BOUND: dict[str, Any] = {"color": FAINT_INK, "linewidth": 0.9, "linestyle": (0, (1, 1))}
+_ANY_DTYPE: dict[str, Any] = {"color": FAINT_INK, "linewidth": 0.9, "linestyle": (0, (4, 2))}
 
-
-_FAR = 32
+_FAR = 10
 """A bound that is so many times below the least state is said, not drawn: the axis is for the points."""
 
 
 def table(runs: DataFrame) -> DataFrame:
-    """The points of `analysis.points`, without their settings, and which are on the frontier."""
-    found = points(synthetic(runs))
+    """The points of `analysis.points` as they were trained, without their settings, and which are on the frontier."""
+    trained = as_trained(runs)
+    found = points(trained if len(trained) else synthetic(runs))
     if found[["accuracy", "state.bytes"]].dropna().empty:
         raise NotEnough("no run has completed with both an accuracy and a measured state")
     if len(found["state.length"].dropna().unique()) > 1:
@@ -59,6 +60,10 @@ def draw(runs: DataFrame) -> Figure:
     drawn = drawn.sort_values(["frontier", "accuracy"], ascending=False)
     bound = _bound(runs, drawn["state.bytes"].to_numpy(float).max())
     others = [Line2D([], [], **FRONTIER, label="Pareto frontier")]
+    everything = points(synthetic(runs))
+    narrower = everything["state.dtype"].nunique() > drawn["state.dtype"].nunique()
+    if narrower:
+        others.append(Line2D([], [], **_ANY_DTYPE, label="state in any dtype"))
     if len(bound) and bound[-1, 0] * _FAR < drawn["state.bytes"].min():
         said = f"recurrent bound: 1 from {readable_bytes(bound[-1, 0])} on"
         others, bound = [*others, Line2D([], [], linestyle="", label=said)], bound[:0]
@@ -68,10 +73,15 @@ def draw(runs: DataFrame) -> Figure:
     axes.set_xlabel(state_title(drawn))
     axes.set_ylabel("recall accuracy")
     accuracy_axis(axes)
-    bytes_axis(axes, Series([*drawn["state.bytes"], *bound[:1, 0]]))
+    best = everything.loc[frontier(everything)] if narrower else everything[:0]
+    bytes_axis(axes, Series([*drawn["state.bytes"], *best["state.bytes"], *bound[:1, 0]]))
     if len(bound):
         axes.plot(*bound.T, **_BOUND, zorder=1.4)
     corners = steps(drawn.loc[drawn["frontier"]], axes.get_xlim()[1])
     axes.plot(*corners.T, **FRONTIER, zorder=1.5)
-    scatter(axes, drawn, "state.bytes", "accuracy", lines=[corners, *([bound] if len(bound) else [])])
+    lines = [corners, *([bound] if len(bound) else [])]
+    if narrower:
+        lines.append(steps(best, axes.get_xlim()[1]))
+        axes.plot(*lines[-1].T, **_ANY_DTYPE, zorder=1.4)
+    scatter(axes, drawn, "state.bytes", "accuracy", lines=lines)
     return figure

@@ -18,6 +18,7 @@ from analysis import figures, frontier, load, points
 from analysis.figures import (
     NotEnough,
     accuracy_by_kv_pairs,
+    accuracy_by_state_dtype,
     real_recall_by_state,
     recall_by_state,
     recall_by_throughput,
@@ -265,7 +266,7 @@ def test_the_bound_of_recurrent_models_is_beside_recall_of_mqar_alone(record, wr
     """Drawn where it is near: 16 pairs of 4096 values take 16 log2 4096 bits, 24 bytes; said where it is far."""
 
     def legend(**changed):
-        run = record(state_bytes=changed.pop("state_bytes", 512))
+        run = record(state_bytes=changed.pop("state_bytes", 256))
         run["config"] |= changed
         drawn = recall_by_state.draw(load(write([run])))
         return [text.get_text() for text in drawn.legends[0].get_texts()], plotted(drawn)
@@ -275,6 +276,39 @@ def test_the_bound_of_recurrent_models_is_beside_recall_of_mqar_alone(record, wr
     assert max(x for x, y in points if y == 1) == pytest.approx(24, rel=0.05)
     assert "recurrent bound: 1 from 24 B on" in legend(state_bytes=1 << 20, seed=1)[0]
     assert not any("bound" in name for name in legend(**{"task.name": "two_hop", "seed": 2})[0])
+
+
+def decoded(record, *, seed, dtype=None, size=4, **changed):
+    """A run, or its evaluation with the state in another dtype."""
+    run = record(state_bytes=1000 * size, seed=seed, **changed)
+    run["config"]["decode.state_dtype"] = dtype
+    run["state"].update(dtype=dtype or "float32", elements=1000)
+    return run if dtype is None else {**run, "identity": f"{seed:016x}"}
+
+
+def test_recall_by_state_draws_what_was_trained_and_the_frontier_of_all_dtypes(record, write):
+    wide, narrow = (
+        decoded(record, seed=0, accuracy=0.9),
+        decoded(record, seed=1, dtype="bfloat16", size=2, accuracy=0.8),
+    )
+    narrow["config"]["seed"] = 0
+    narrow["identity"] = "0" * 16
+    runs = load(write([wide, narrow]))
+    assert recall_by_state.table(runs)["state.bytes"].tolist() == [4000]
+    axes = recall_by_state.draw(runs).axes[0]
+    corners = [line.get_xydata() for line in axes.lines if line.get_linestyle() == "--"]
+    assert (corners[0][:-1] == [[2000, 0.8], [4000, 0.8], [4000, 0.9]]).all()
+    assert not [line for line in recall_by_state.draw(runs.iloc[:1]).axes[0].lines if line.get_linestyle() == "--"]
+
+
+def test_dtypes_are_compared_at_the_seeds_that_all_of_them_have(record, write):
+    trained = [decoded(record, seed=seed, accuracy=accuracy) for seed, accuracy in ((0, 0.1), (1, 0.9), (2, 0.7))]
+    narrow = [decoded(record, seed=seed, accuracy=0.6, dtype="bfloat16", size=2) for seed in (1, 2)]
+    found = accuracy_by_state_dtype.table(load(write([*trained, *narrow])))
+    assert dict(zip(found["state.dtype"], found["accuracy"], strict=True)) == {
+        "bfloat16": pytest.approx(0.6),
+        "float32": pytest.approx(0.8),
+    }
 
 
 def test_rooflines_are_tokens_over_the_floor(records_for, write):
