@@ -6,8 +6,8 @@
 # %% [markdown]
 # # The figures of the Based paper, from published records
 #
-# `results/based_figure2.parquet` holds the runs that have been published so far of the grid of Figure 2 (Arora et al.
-# 2024, [arXiv 2402.18668](https://arxiv.org/abs/2402.18668)): two layers, four learning rates, MQAR with up to 256
+# `results/based_figure2.parquet` holds the runs of the grid of Figure 2 (Arora et al. 2024,
+# [arXiv 2402.18668](https://arxiv.org/abs/2402.18668)): two layers, four learning rates, MQAR with up to 256
 # key-value pairs in 1,024 tokens. Nothing is trained here, and torch is not needed.
 
 # %%
