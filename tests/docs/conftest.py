@@ -2,6 +2,7 @@
 
 import json
 import lzma
+import os
 import random
 import shutil
 from pathlib import Path
@@ -63,11 +64,20 @@ def at_hand(monkeypatch, tmp_path):
         fetch(f"{module}.from_wandb", lambda *_, **__: analysis.load("results/based_figure2.parquet"))
     fetch("analysis.__main__.to_wandb", lambda *_, **__: "there")
     # as on the machine that a command is meant for
+    monkeypatch.setenv("PATH", str(_with_slurm(tmp_path)), prepend=os.pathsep)
     fetch("recallbench.throughput.measurement.Measurement.check_device", lambda run, device: None)
     fetch("recallbench.perform.perform", lambda runs, execution, stop: record(runs, execution))
     fetch("sweeps.local.run_pool", lambda jobs, *_, **__: [record(runs_of(job), execution_of(job)) for job in jobs])
     fetch("sweeps.slurm.launch_on_slurm", lambda jobs, _, execution, __: [record(job.runs, execution) for job in jobs])
     return tmp_path
+
+
+def _with_slurm(folder: Path) -> Path:
+    """A folder of programs where SLURM's is to be found, which nothing here calls."""
+    program = folder / "bin" / "sbatch"
+    program.parent.mkdir()
+    program.touch(mode=0o755)
+    return program.parent
 
 
 def _write_texts() -> list[str]:
