@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from kernels.attention_step_triton import fused_attention_step
 from kernels.backend import Backend, takes_triton
 from kernels.sliding_window_prefill_triton import fused_sliding_window
+from kernels.storage import stored
 
 SHORT = 128
 """Up to this N a GPU is sooner done with the kernels of a window that reaches over all positions than with torch's."""
@@ -53,7 +54,7 @@ def attention_step(
     if takes_triton("attention_step", backend, (q, k, v), (cache_k, cache_v), K=k.shape[-1], V=v.shape[-1]):
         return fused_attention_step(q, k, v, cache_k, cache_v, length)
     rows = torch.arange(len(q), device=q.device)
-    cache_k[rows, :, length], cache_v[rows, :, length] = k.to(cache_k.dtype), v.to(cache_v.dtype)
+    cache_k[rows, :, length], cache_v[rows, :, length] = stored(k, cache_k.dtype), stored(v, cache_v.dtype)
     visible = torch.arange(cache_k.shape[2], device=q.device) <= length[:, None]  # [B, C]
     keys, values = (t.to(q.dtype).repeat_interleave(q.shape[1] // k.shape[1], 1) for t in (cache_k, cache_v))
     return masked_attention(q.unsqueeze(2), keys, values, visible[:, None, None]).squeeze(2)

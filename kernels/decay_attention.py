@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kernels.backend import Backend, takes_triton
 from kernels.decay_attention_triton import fused_decay_attention
+from kernels.storage import stored
 
 CHUNK = 64
 """Positions a chunk: near C (K + V) = 2 K V at K = V = 64."""
@@ -88,7 +89,7 @@ def decay_linear_attention_step(
     wide = torch.promote_types(v.dtype, torch.float32)
     q, k = (t.to(wide).repeat_interleave(v.shape[1] // t.shape[1], dim=1) for t in (q, k))  # [B, H, K]
     S = log_decay.to(wide).exp()[..., None, None] * state.to(wide) + k.unsqueeze(-1) * v.to(wide).unsqueeze(-2)
-    return (q.unsqueeze(-2) @ S).squeeze(-2).to(v.dtype), S.to(state.dtype)
+    return (q.unsqueeze(-2) @ S).squeeze(-2).to(v.dtype), stored(S, state.dtype)
 
 
 def segment_sums(log_decay: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from kernels import recurrences_of_fla
 from kernels.backend import Backend
 from kernels.decay_attention import segment_sums
 from kernels.recurrences_of_fla import takes_fla
+from kernels.storage import stored
 
 CHUNK = 32
 """Positions a chunk: longer ones cost more in the solve, shorter ones more in the K x K maps from state to state."""
@@ -79,7 +80,7 @@ def delta_rule_step(
     S = decay * state.to(wide)
     u = beta.to(wide)[..., None, None] * (v.to(wide).unsqueeze(-2) - k @ S)  # [B, H, 1, V]
     S = S + k.transpose(-1, -2) * u
-    return (q @ S).squeeze(-2).to(v.dtype), S.to(state.dtype)
+    return (q @ S).squeeze(-2).to(v.dtype), stored(S, state.dtype)
 
 
 def chunk_states(transition: Tensor, added: Tensor, state: Tensor) -> Tensor:

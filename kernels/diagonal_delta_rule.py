@@ -17,6 +17,7 @@ from kernels.backend import Backend
 from kernels.channel_decay import decayed_products
 from kernels.delta_rule import chunk_states
 from kernels.recurrences_of_fla import takes_fla
+from kernels.storage import stored
 
 CHUNK = 32
 """Positions a chunk, a power of two: longer ones cost more in the solve, shorter ones more in the K x K maps."""
@@ -76,4 +77,4 @@ def diagonal_delta_rule_step(
     r, log_w, k, v_, a, b = (t.to(wide).unsqueeze(-2) for t in (r, log_w, k, v, a, b))
     S = state.to(wide)
     S = log_w.exp().transpose(-1, -2) * S + b.transpose(-1, -2) * (a @ S) + k.transpose(-1, -2) * v_
-    return (r @ S).squeeze(-2).to(v.dtype), S.to(state.dtype)
+    return (r @ S).squeeze(-2).to(v.dtype), stored(S, state.dtype)

@@ -15,6 +15,7 @@ from kernels.backend import Backend
 from kernels.channel_decay import decayed_products
 from kernels.decay_attention import decay_linear_attention
 from kernels.recurrences_of_fla import takes_fla
+from kernels.storage import stored
 
 CHUNK = 64
 """Positions a chunk, a power of two."""
@@ -72,7 +73,7 @@ def gated_linear_attention_step(
     wide = torch.promote_types(v.dtype, torch.float32)
     decay, k, q = log_decay.to(wide).exp(), k.to(wide), q.to(wide)
     S = decay.unsqueeze(-1) * state.to(wide) + k.unsqueeze(-1) * v.to(wide).unsqueeze(-2)
-    return (q.unsqueeze(-2) @ S).squeeze(-2).to(v.dtype), S.to(state.dtype)
+    return (q.unsqueeze(-2) @ S).squeeze(-2).to(v.dtype), stored(S, state.dtype)
 
 
 def _states(added: Tensor, log_decay: Tensor, state: Tensor | None) -> Tensor:

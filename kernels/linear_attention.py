@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.storage import stored
+
 
 class LinearAttentionState(NamedTuple):
     """What is left of the past: sums over its tokens s of phi(k_s) v_s^T and, to normalise by, of phi(k_s)."""
@@ -103,4 +105,4 @@ def linear_attention_step(
     if sums:
         z = z + phi_k
         total = (phi_q * z).sum(-1, keepdim=True).to(v.dtype)
-    return y, total, LinearAttentionState(S.to(state.S.dtype), z.to(state.z.dtype))
+    return y, total, LinearAttentionState(stored(S, state.S.dtype), z.to(state.z.dtype))

@@ -17,6 +17,7 @@ from torch import Tensor
 from kernels.backend import Backend, takes_triton
 from kernels.selective_scan_step_triton import fused_selective_scan_step
 from kernels.selective_scan_triton import fused_selective_scan
+from kernels.storage import stored
 
 CHUNK = 16
 """Steps taken one after the other, for any N; larger chunks save no time and make a longer graph to compile."""
@@ -55,7 +56,7 @@ def selective_scan_step(
     wide = torch.promote_types(x.dtype, torch.float32)
     dt, B, C = dt.to(wide), B.to(wide), C.to(wide)
     h = torch.exp(dt.unsqueeze(-1) * A) * state.to(wide) + (dt * x).unsqueeze(-1) * B.unsqueeze(-2)
-    return (h @ C.unsqueeze(-1)).squeeze(-1).to(x.dtype), h.to(state.dtype)
+    return (h @ C.unsqueeze(-1)).squeeze(-1).to(x.dtype), stored(h, state.dtype)
 
 
 def _in_chunks(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from kernels.backend import Backend, takes_triton
 from kernels.long_conv import long_conv
 from kernels.short_conv_triton import fused_short_conv, fused_short_conv_step
+from kernels.storage import stored
 
 MAX_SHIFTS = 8
 """Up to this k a sum of shifted products, which a compiler joins with its neighbours.
@@ -54,7 +55,7 @@ def short_conv(
         y = y if bias is None else y + bias
     else:
         y = F.conv1d(inputs.transpose(1, 2), weight, bias, groups=D).transpose(1, 2)
-    return _activated(y, silu, gate), inputs[:, N:].to(past.dtype, copy=True)
+    return _activated(y, silu, gate), stored(inputs[:, N:], past.dtype, copy=True)
 
 
 def short_conv_step(
@@ -77,7 +78,7 @@ def short_conv_step(
     inputs = torch.cat([past.to(x.dtype), x.unsqueeze(1)], dim=1)  # [B, k, D]
     y = torch.einsum("bkd,dk->bd", inputs, weight.squeeze(1))
     y = y if bias is None else y + bias
-    return _activated(y, silu, gate), inputs[:, 1:].to(past.dtype, copy=True)
+    return _activated(y, silu, gate), stored(inputs[:, 1:], past.dtype, copy=True)
 
 
 def _halves(x: Tensor, gated: bool) -> tuple[Tensor, Tensor | None]:

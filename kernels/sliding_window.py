@@ -18,6 +18,7 @@ from kernels.attention import masked_attention
 from kernels.backend import Backend, takes_triton
 from kernels.sliding_window_prefill_triton import fused_sliding_window
 from kernels.sliding_window_triton import fused_window_step
+from kernels.storage import stored
 
 
 class RingBuffer(NamedTuple):
@@ -94,7 +95,7 @@ def sliding_window_step(
     slot = torch.arange(W, device=q.device)
     here = (slot == (ring.length % W)[:, None])[..., None, None]  # [B, W, 1, 1]
     ring_k, ring_v = (
-        torch.where(here, new.unsqueeze(1).to(old.dtype), old) for new, old in ((k, ring.k), (v, ring.v))
+        torch.where(here, stored(new.unsqueeze(1), old.dtype), old) for new, old in ((k, ring.k), (v, ring.v))
     )  # [B, W, G, *]
     filled = (slot <= ring.length[:, None])[:, None, None, :]  # [B, 1, 1, W]
     keys, values = (

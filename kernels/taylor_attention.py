@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kernels.backend import Backend, takes_triton
 from kernels.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
+from kernels.storage import stored
 from kernels.taylor_attention_triton import fused_taylor_attention
 from kernels.taylor_features import features
 from kernels.taylor_step_triton import fused_taylor_step
@@ -34,8 +35,9 @@ def taylor_attention(
     phi = features(q.shape[-1], q.device)
     y, total, final_state = linear_attention(q, k, v, phi, _similarity, state, sums=True)
     S, z = final_state()
-    final = LinearAttentionState(S, z) if state is None else LinearAttentionState(S.to(state.S), z.to(state.z))
-    return _normalised(y, total), final
+    if state is not None:
+        S, z = stored(S, state.S.dtype), z.to(state.z.dtype)
+    return _normalised(y, total), LinearAttentionState(S, z)
 
 
 def taylor_outputs(q: Tensor, k: Tensor, v: Tensor, backend: Backend | None = None) -> Tensor:

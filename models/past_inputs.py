@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kernels.storage import stored
+
 
 class GrowingPast(NamedTuple):
     """The inputs within reach, oldest first."""
@@ -53,7 +55,7 @@ def remember(past: PastInputs, x: Tensor, reach: int | None) -> tuple[Tensor, Pa
     **Returns** the inputs that the N outputs depend on [B, P + N, D], oldest first (zeros where there was none), and
     the new past. A fixed past that has no room left for an input still needed **raises** `IndexError`.
     """
-    new = x.to(past.inputs.dtype)
+    new = stored(x, past.inputs.dtype)
     if isinstance(past, GrowingPast):
         inputs = torch.cat([past.inputs, new], dim=1)
         excess = inputs.shape[1] - past_length(inputs.shape[1], reach)

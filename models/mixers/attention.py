@@ -10,6 +10,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from kernels.attention import attention_step, causal_attention, masked_attention
+from kernels.storage import stored
 from models.attention_heads import AttentionHeads, Fraction
 
 
@@ -83,7 +84,7 @@ class Attention(AttentionHeads):
 
 def _append(state: KeyValueCache, k: Tensor, v: Tensor, position: Tensor) -> KeyValueCache:
     """Add keys and values [B, G, N, K] behind those held: grown by concatenation, or in place in a fixed capacity."""
-    k, v = k.to(state.k.dtype), v.to(state.v.dtype)
+    k, v = stored(k, state.k.dtype), stored(v, state.v.dtype)
     if isinstance(state, GrowingCache):
         return GrowingCache(torch.cat([state.k, k], dim=2), torch.cat([state.v, v], dim=2))
     rows = torch.arange(k.shape[0], device=k.device)[:, None]

@@ -16,6 +16,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from kernels.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
+from kernels.storage import stored
 from models.mixer import Mixer, accumulation_dtype
 from models.projections import project
 from models.settings import SettingError
@@ -72,7 +73,7 @@ class CosFormer(Mixer):
         q, k, v = self._project(x, state.position)
         y, z, final_state = linear_attention(q, k, v, _as_they_are, _products, state.memory, sums=True)
         S, sums = final_state()
-        memory = LinearAttentionState(S.to(state.memory.S.dtype), sums.to(state.memory.z.dtype))
+        memory = LinearAttentionState(stored(S, state.memory.S.dtype), sums.to(state.memory.z.dtype))
         return self._output(y, z), CosFormerState(memory, state.position + x.shape[1])
 
     def step(self, x: Tensor, state: CosFormerState) -> tuple[Tensor, CosFormerState]:

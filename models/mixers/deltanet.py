@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kernels.delta_rule import delta_rule, delta_rule_step
 from kernels.short_conv import short_conv, short_conv_step
+from kernels.storage import stored
 from models.convolution import ShortConvolution
 from models.gated_norm import GatedRMSNorm
 from models.head_width import head_width
@@ -84,7 +85,7 @@ class DeltaNet(Mixer):
     def prefill(self, x: Tensor, state: DeltaNetState) -> tuple[Tensor, DeltaNetState]:
         qkv, conv = short_conv(self._project(x), self._filters(x), None, state.conv, silu=self._all_silu)
         y, memory = delta_rule(*self._select(qkv, x), state.memory)
-        return self._output(y, x), DeltaNetState(conv, memory.to(state.memory.dtype))
+        return self._output(y, x), DeltaNetState(conv, stored(memory, state.memory.dtype))
 
     def step(self, x: Tensor, state: DeltaNetState) -> tuple[Tensor, DeltaNetState]:
         qkv, conv = short_conv_step(self._project(x), self._filters(x), None, state.conv, silu=self._all_silu)

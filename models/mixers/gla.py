@@ -13,6 +13,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from kernels.gated_linear_attention import gated_linear_attention, gated_linear_attention_step
+from kernels.storage import stored
 from models.gated_norm import GatedRMSNorm
 from models.head_width import head_width
 from models.mixer import Mixer, accumulation_dtype
@@ -60,7 +61,7 @@ class GatedLinearAttention(Mixer):
 
     def prefill(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         y, final_state = gated_linear_attention(*self._project(x), state)
-        return self._output(y, x), final_state().to(state.dtype)
+        return self._output(y, x), stored(final_state(), state.dtype)
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         x = x.unsqueeze(1)

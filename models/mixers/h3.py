@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kernels.diagonal_ssm import Complex, diagonal_ssm, diagonal_ssm_step, times
 from kernels.long_conv import convolve, toeplitz
 from kernels.short_conv import short_conv_step
+from kernels.storage import stored
 from models.mixer import Mixer, accumulation_dtype
 from models.settings import SettingError
 from models.time_step import log_time_step
@@ -115,14 +116,14 @@ class H3(Mixer):
         k = convolve(keys, self._shift_response())[..., self.d_state - 1 :]
         y, final_state = diagonal_ssm(self._product(k, v), *self._diagonal(), state.diagonal)
         shift = keys[..., x.shape[1] :].permute(1, 2, 0).contiguous()
-        return self._read(q, y), H3State(shift.to(state.shift.dtype), final_state().to(state.diagonal.dtype))
+        return self._read(q, y), H3State(stored(shift, state.shift.dtype), stored(final_state(), state.diagonal.dtype))
 
     def step(self, x: Tensor, state: H3State) -> tuple[Tensor, H3State]:
         weight = self._shift_response().flip(-1).unsqueeze(1)  # of the oldest key first
         k, shift = short_conv_step(self.k_proj(x), weight, None, state.shift)
         u = self._product(k.T, self.v_proj(x).T).movedim(-1, 0)
         y, diagonal = diagonal_ssm_step(u, *self._diagonal(), state.diagonal)
-        return self._read(self.q_proj(x).T, y.movedim(0, -1)), H3State(shift, diagonal.to(state.diagonal.dtype))
+        return self._read(self.q_proj(x).T, y.movedim(0, -1)), H3State(shift, stored(diagonal, state.diagonal.dtype))
 
     def state_bytes(self, length: int, dtype: torch.dtype) -> int:
         return ((self.d_state - 1) + self.head_dim * self.d_state) * self.d_model * dtype.itemsize

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kernels.backend import takes_triton
 from kernels.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
+from kernels.storage import stored
 from kernels.taylor_attention import serves, taylor_attention, taylor_attention_step, taylor_outputs
 from models.feature_maps import build_feature_map
 from models.mixer import Mixer, accumulation_dtype
@@ -69,7 +70,7 @@ class LinearAttention(Mixer):
             return self.join(y), state
         y, z, final_state = linear_attention(q, k, v, self.phi, self.phi.similarity, state, sums=self.phi.positive)
         S, sums = final_state()
-        state = LinearAttentionState(S.to(state.S.dtype), sums.to(state.z.dtype))
+        state = LinearAttentionState(stored(S, state.S.dtype), sums.to(state.z.dtype))
         return self.join(self._normalised(y, z)), state
 
     def step(self, x: Tensor, state: LinearAttentionState) -> tuple[Tensor, LinearAttentionState]:

@@ -14,6 +14,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from kernels.selective_scan import selective_scan, selective_scan_step
+from kernels.storage import stored
 from models.convolution import ShortConvolution
 from models.mixer import Mixer, accumulation_dtype
 from models.time_step import time_step_bias
@@ -72,7 +73,7 @@ class Mamba(Mixer):
         u, z = self.in_proj(x).chunk(2, dim=-1)
         u, conv = self.conv1d.prefill(u, state.conv, silu=True)
         y, ssm = selective_scan(u, *self._select(u), state.ssm)
-        return self._output(y, u, z), MambaState(conv, ssm.to(state.ssm.dtype))
+        return self._output(y, u, z), MambaState(conv, stored(ssm, state.ssm.dtype))
 
     def step(self, x: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
         u, z = self.in_proj(x).chunk(2, dim=-1)

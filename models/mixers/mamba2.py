@@ -14,6 +14,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from kernels.decay_attention import decay_linear_attention, decay_linear_attention_step
+from kernels.storage import stored
 from models.convolution import ShortConvolution
 from models.mixer import Mixer, accumulation_dtype
 from models.settings import SettingError
@@ -99,7 +100,7 @@ class Mamba2(Mixer):
         xBC, conv = self.conv1d.prefill(xBC, state.conv, silu=True)
         v, q, k, log_decay, dt = self._select(xBC, dt)
         y, final_state = decay_linear_attention(q, k, dt * v, log_decay, state.ssm)
-        return self._output(y, v, z), Mamba2State(conv, final_state().to(state.ssm.dtype))
+        return self._output(y, v, z), Mamba2State(conv, stored(final_state(), state.ssm.dtype))
 
     def step(self, x: Tensor, state: Mamba2State) -> tuple[Tensor, Mamba2State]:
         z, xBC, dt = self._project(x)

@@ -15,6 +15,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from kernels.decay_attention import decay_linear_attention, decay_linear_attention_step
+from kernels.storage import stored
 from models.gated_norm import GatedRMSNorm
 from models.head_width import head_width
 from models.mixer import Mixer, accumulation_dtype
@@ -67,7 +68,7 @@ class RetNet(Mixer):
     def prefill(self, x: Tensor, state: RetNetState) -> tuple[Tensor, RetNetState]:
         q, k, v, log_decay = self._project(x, state.position)
         y, final_state = decay_linear_attention(q, k, v, log_decay, state.memory)
-        return self._output(y, x), RetNetState(final_state().to(state.memory.dtype), state.position + x.shape[1])
+        return self._output(y, x), RetNetState(stored(final_state(), state.memory.dtype), state.position + x.shape[1])
 
     def step(self, x: Tensor, state: RetNetState) -> tuple[Tensor, RetNetState]:
         x = x.unsqueeze(1)

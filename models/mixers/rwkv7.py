@@ -22,6 +22,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from kernels.diagonal_delta_rule import diagonal_delta_rule, diagonal_delta_rule_step
+from kernels.storage import stored
 from models.mixer import Mixer, accumulation_dtype
 from models.settings import SettingError
 
@@ -115,8 +116,8 @@ class RWKV7(Mixer):
         tokens = torch.cat([state.previous.to(x.dtype).unsqueeze(1), x], dim=1)  # [B, 1 + N, D]
         r, log_w, k, v, p, a, g = self._select(x, tokens[:, :-1])
         y, memory = diagonal_delta_rule(r, log_w, k, v, -p, a * p, state.memory)
-        previous = tokens[:, -1].to(state.previous.dtype, copy=True)
-        return self._output(y, r, k, v, g), RWKV7State(previous, memory.to(state.memory.dtype))
+        previous = stored(tokens[:, -1], state.previous.dtype, copy=True)
+        return self._output(y, r, k, v, g), RWKV7State(previous, stored(memory, state.memory.dtype))
 
     def step(self, x: Tensor, state: RWKV7State) -> tuple[Tensor, RWKV7State]:
         previous = state.previous.to(x.dtype).unsqueeze(1)
@@ -124,7 +125,7 @@ class RWKV7(Mixer):
         inputs = (t.squeeze(2) for t in (r, log_w, k, v, -p, a * p))
         y, memory = diagonal_delta_rule_step(*inputs, state=state.memory)
         y = self._output(y.unsqueeze(2), r, k, v, g).squeeze(1)
-        return y, RWKV7State(x.to(state.previous.dtype, copy=True), memory)
+        return y, RWKV7State(stored(x, state.previous.dtype, copy=True), memory)
 
     def state_bytes(self, length: int, dtype: torch.dtype) -> int:
         return (self.d_model + self.d_model * self.head_dim) * dtype.itemsize

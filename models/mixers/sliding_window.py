@@ -8,6 +8,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from kernels.sliding_window import RingBuffer, sliding_window_attention, sliding_window_step
+from kernels.storage import stored
 from models.attention_heads import AttentionHeads, Fraction
 
 
@@ -57,8 +58,8 @@ class SlidingWindow(AttentionHeads):
         # The last W of all positions go back, each to its own slot.
         slots = (before + N) % W
         state = RingBuffer(
-            torch.empty_like(state.k).index_put((rows, slots), k[:, N:].to(state.k.dtype)),
-            torch.empty_like(state.v).index_put((rows, slots), v[:, N:].to(state.v.dtype)),
+            torch.empty_like(state.k).index_put((rows, slots), stored(k[:, N:], state.k.dtype)),
+            torch.empty_like(state.v).index_put((rows, slots), stored(v[:, N:], state.v.dtype)),
             state.length + N,
         )
         return self.join(y), state

@@ -103,6 +103,19 @@ def test_rows_of_a_batch_do_not_meet(name):
 
 
 @every_mixer
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_what_eight_bits_cannot_hold_becomes_the_largest_that_they_can(name, dtype):
+    mixer = build(name, torch.float32)
+    x = 1e6 * torch.randn(2, 12, D)
+    state = mixer.init_state(2, max_length=12, dtype=dtype)
+    _, state = mixer.prefill(x[:, :6], state)
+    for after in (state, steps(mixer, x[:, 6:], state)[1]):
+        narrow = [leaf.float() for leaf in pytree.tree_leaves(after) if leaf.dtype == dtype]
+        assert narrow
+        assert all(leaf.isfinite().all() for leaf in narrow)
+
+
+@every_mixer
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("length", [1, 5, 33])
 def test_state_bytes_are_the_bytes_held(name, dtype, length):
