@@ -154,5 +154,6 @@ def _comparable(tried: DataFrame) -> Series:
     One that diverged speaks against its rate, whatever the others did at that seed.
     """
     rates = tried.groupby("point")[_RATE].transform("nunique")
-    shared = tried.groupby(["point", "seed"], dropna=False)[_RATE].transform("nunique") == rates
-    return shared | (tried["status"] == "diverged") | ~shared.groupby(tried["point"]).transform("any")
+    shared = tried.groupby(["point", "seed"], dropna=False)[_RATE].transform("nunique").eq(rates)
+    none = ~shared.groupby(tried["point"]).transform("any")
+    return Series(shared | tried["status"].eq("diverged") | none)

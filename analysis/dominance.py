@@ -38,9 +38,10 @@ def dominance(
     known = known.assign(**dict(zip(axes.columns, axes.oriented(known).T, strict=True)))
     best = known.pivot_table(index=cost, columns=[by, "seed"], values=quality, aggfunc="min").cummin().ffill()
     budgets = best.index.to_numpy(float)
-    sizes = known.groupby([by, "seed"]).size()
-    whole = sizes.index[sizes == sizes.groupby(level=0).transform("max")]
-    offers = {name: -best[whole][name] for name in best.columns.unique(0)}  # [budgets, seeds], more is better
+    sizes = known.groupby([by, "seed"], as_index=False).size()
+    whole = sizes.loc[sizes["size"] == sizes.groupby(by)["size"].transform("max")]
+    # [budgets, seeds], more is better
+    offers = {name: -DataFrame(best[name])[of_group["seed"].tolist()] for name, of_group in whole.groupby(by)}
     rows = []
     for winner, ours in offers.items():
         for loser, theirs in offers.items():

@@ -61,7 +61,7 @@ def draw(runs: DataFrame) -> Figure:
     bound = _bound(runs, drawn["state.bytes"].to_numpy(float).max())
     others = [Line2D([], [], **FRONTIER, label="Pareto frontier")]
     everything = points(synthetic(runs))
-    narrower = everything["state.dtype"].nunique() > drawn["state.dtype"].nunique()
+    narrower = len(everything["state.dtype"].unique()) > len(drawn["state.dtype"].unique())
     if narrower:
         others.append(Line2D([], [], **_ANY_DTYPE, label="state in any dtype"))
     if len(bound) and bound[-1, 0] * _FAR < drawn["state.bytes"].min():
@@ -73,7 +73,7 @@ def draw(runs: DataFrame) -> Figure:
     axes.set_xlabel(state_title(drawn))
     axes.set_ylabel("recall accuracy")
     accuracy_axis(axes)
-    best = everything.loc[frontier(everything)] if narrower else everything[:0]
+    best = everything.loc[frontier(everything)] if narrower else everything.head(0)
     bytes_axis(axes, Series([*drawn["state.bytes"], *best["state.bytes"], *bound[:1, 0]]))
     if len(bound):
         axes.plot(*bound.T, **_BOUND, zorder=1.4)

@@ -266,7 +266,7 @@ def test_the_bound_of_recurrent_models_is_beside_recall_of_mqar_alone(record, wr
     """Drawn where it is near: 16 pairs of 4096 values take 16 log2 4096 bits, 24 bytes; said where it is far."""
 
     def legend(**changed):
-        run = record(state_bytes=changed.pop("state_bytes", 256))
+        run = record(state_bytes=changed.pop("state_bytes", 200))
         run["config"] |= changed
         drawn = recall_by_state.draw(load(write([run])))
         return [text.get_text() for text in drawn.legends[0].get_texts()], plotted(drawn)
