@@ -25,6 +25,9 @@ from recallbench.provenance import provenance
 from recallbench.state import measure_state
 from recallbench.train import Ended, Training, autocast, evaluate
 
+BATCHES_AT_ONCE = 4
+"""Decoding takes so many training batches together: without gradients they fit, and steps of few rows leave a GPU idle."""
+
 R = TypeVar("R", bound=AnyRun)
 
 
@@ -138,7 +141,7 @@ def _evaluate_in(directory: WritableDirectory[Run], base: WritableDirectory[Run]
         scores = {}
         for split in ("validation", "test"):
             examples = run.task.examples(split, device)
-            scores[split] = evaluate_recurrently(model, examples, run.train.batch_size, dtype)
+            scores[split] = evaluate_recurrently(model, examples, BATCHES_AT_ONCE * run.train.batch_size, dtype)
         (validation, _), (test, by_slice) = scores["validation"], scores["test"]
         measured = {
             "metrics": {**test, **{f"validation_{key}": value for key, value in validation.items()}},
