@@ -26,7 +26,7 @@ from recallbench.state import measure_state
 from recallbench.train import Ended, Training, autocast, evaluate
 
 BATCHES_AT_ONCE = 4
-"""Decoding takes so many training batches together: without gradients they fit, and steps of few rows leave a GPU idle."""
+"""Decoding takes so many batches of training together: without gradients they fit, and few rows leave a GPU idle."""
 
 R = TypeVar("R", bound=AnyRun)
 
