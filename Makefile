@@ -14,11 +14,11 @@ help: ## list the targets
 PUBLISHED := $(wildcard results/$(STUDY).parquet)
 ENTRY := recallbench$(if $(shell grep -s '^throughput:\|throughput\.kind' conf/study/$(STUDY).yaml),.throughput)
 
-figures: .venv/ready ## draw STUDY (default: quick), from results/ if it is published, else after running what is missing
+figures: $(if $(PUBLISHED),.venv/analysis,.venv/ready) ## draw STUDY (default: quick), from results/ if it is published, else after running what is missing
 	$(if $(PUBLISHED),,$(BIN)/python -m $(ENTRY) +study=$(STUDY) runs=$(RUNS))
 	$(BIN)/python -m analysis figures $(PUBLISHED) $(RUNS) --study $(STUDY) --out $(FIGURES)/$(STUDY)
 
-report: .venv/ready ## what RUNS hold of STUDY as one HTML file, to explore without network: figures/STUDY/report.html
+report: .venv/analysis ## what RUNS hold of STUDY as one HTML file, to explore without network: figures/STUDY/report.html
 	$(BIN)/python -m analysis report $(PUBLISHED) $(RUNS) --study $(STUDY) --out $(FIGURES)/$(STUDY)/report.html
 
 status: .venv/ready ## how far STUDY is: what is done, runs, waits, failed
@@ -59,9 +59,15 @@ lint: .venv/ready ## style (ruff) and types (basedpyright)
 
 setup: .venv/ready ## make .venv with the pinned dependencies
 
-.venv/ready: requirements.lock pyproject.toml
+# What analysis/ imports: published studies are drawn without torch and all that comes with it.
+.venv/analysis: requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "recallbench needs Python 3.11 or newer; give one as PYTHON=...")'
 	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint requirements.lock \
+		matplotlib moocore pandas plotly pyarrow rich
+	touch $@
+
+.venv/ready: .venv/analysis requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --requirement requirements.lock
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --editable .
 	touch $@
