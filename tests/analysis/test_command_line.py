@@ -1,20 +1,29 @@
 """The command line of analysis, as a user calls it."""
 
 import os
+import re
 import subprocess
 import sys
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pandas as pd
+from packaging.requirements import Requirement
 
 import analysis
 
 ROOT = Path(analysis.__file__).parents[1]
 
 
-def call(*arguments):
+def call(*arguments, without=()):
+    """The command line, where no module named in `without` can be imported."""
+    program = (
+        f"import runpy, sys; sys.modules.update(dict.fromkeys({[*without]})); "
+        "runpy.run_module('analysis', run_name='__main__', alter_sys=True)"
+    )
+    how = ["-c", program] if without else ["-m", "analysis"]
     return subprocess.run(
-        [sys.executable, "-m", "analysis", *map(str, arguments)],
+        [sys.executable, *how, *map(str, arguments)],
         cwd=ROOT,
         env={**os.environ, "COLUMNS": "60"},
         capture_output=True,
@@ -77,3 +86,34 @@ def test_analysis_needs_no_torch():
     program = f"import sys, analysis.__main__ as a; a.discover(); print({rooms} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_what_the_makefile_installs_for_published_studies_draws_them(tmp_path):
+    rule = re.search(r"^\.venv/analysis:(.*?)^$", (ROOT / "Makefile").read_text(), re.DOTALL | re.MULTILINE)[1]
+    named = re.search(r"--constraint \S+ \\\n(.*)", rule)[1].split()
+    installed = closure(named)
+    modules = packages_distributions()
+    foreign = {module for module, of in modules.items() if not installed & set(map(canonical, of))}
+    assert {"torch", "hydra", "pydantic", "scipy"} <= foreign
+    published = ROOT / "results" / "based_figure2.parquet"
+    for asked in (["figures", "--out", tmp_path], ["report", "--out", tmp_path / "report.html"]):
+        done = call(asked[0], published, *asked[1:], without=foreign - {"analysis"})
+        assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "recall_by_state.pdf").exists()
+
+
+def closure(names):
+    """Distributions and all that they need."""
+    found, waiting = set(), [*names]
+    while waiting:
+        name = canonical(waiting.pop())
+        if name in found:
+            continue
+        found.add(name)
+        needed = map(Requirement, requires(name) or [])
+        waiting += [each.name for each in needed if not each.marker or each.marker.evaluate({"extra": ""})]
+    return found
+
+
+def canonical(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
