@@ -27,7 +27,7 @@ def delta_rule(
     k: Tensor,
     v: Tensor,
     beta: Tensor,
-    log_decay: Tensor,
+    log_decay: Tensor | None,
     state: Tensor,
     chunk: int = CHUNK,
     backend: Backend | None = None,
@@ -35,8 +35,8 @@ def delta_rule(
     """The parallel form: a triangular solve within a chunk, an affine map of the state from chunk to chunk.
 
     **Arguments:** `q`, `k` [B, H, N, K]; `v` [B, H, N, V]; `beta` b_t [B, H, N], with b_t |k_t|^2 from 0 to 2, beyond
-    which the memory diverges; `log_decay` log a_t <= 0 [B, H, N]; `state` [B, H, K, V]; `chunk` of the reference;
-    `backend`: as `kernels.backend` says.
+    which the memory diverges; `log_decay` log a_t <= 0 [B, H, N], None where nothing is forgotten; `state`
+    [B, H, K, V]; `chunk` of the reference; `backend`: as `kernels.backend` says.
     **Returns** outputs [B, H, N, V] and the state after all N tokens [B, H, K, V] (float32 or wider).
     """
     if takes_fla(backend, v):
@@ -46,12 +46,10 @@ def delta_rule(
         return v, state.to(wide)
     C = min(chunk, N)
     # A padded position has b = 0 and a = 1: it changes nothing.
-    q, k, v, beta, log_decay = (
-        F.pad(t.to(wide), (0, 0, 0, -N % C)).unflatten(2, (-1, C))
-        for t in (q, k, v, beta.unsqueeze(-1), log_decay.unsqueeze(-1))
+    q, k, v, beta = (
+        F.pad(t.to(wide), (0, 0, 0, -N % C)).unflatten(2, (-1, C)) for t in (q, k, v, beta.unsqueeze(-1))
     )  # [B, H, n, C, *]
-    decay = segment_sums(log_decay.squeeze(-1)).exp()  # of row i since column j, [B, H, n, C, C]
-    since_start = log_decay.cumsum(-2).exp()  # [B, H, n, C, 1]
+    decay, since_start = _decays(log_decay, C, beta)
     bk = beta * k
 
     # (I + L) u = b (v - a k S), where L_ij = b_i k_i . k_j decay_ij below the diagonal
@@ -68,16 +66,25 @@ def delta_rule(
     return out.flatten(2, 3)[:, :, :N].to(narrow), states[:, :, -1].clone()
 
 
+def _decays(log_decay: Tensor | None, C: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Within chunks, of row i since column j <= i [B, H, n, C, C], and since the start [B, H, n, C, 1]; fewer if 1."""
+    if log_decay is None:
+        return like.new_ones(C, C).tril(), like.new_ones(1, 1)
+    log_decay = F.pad(log_decay.to(like.dtype), (0, -log_decay.shape[2] % C)).unflatten(2, (-1, C))
+    return segment_sums(log_decay).exp(), log_decay.cumsum(-1).exp().unsqueeze(-1)
+
+
 def delta_rule_step(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, state: Tensor
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The recurrent form: q, k [B, H, K], v [B, H, V], beta, log_decay [B, H], state [B, H, K, V] -> [B, H, V], state.
 
     The new state has the dtype of the old.
     """
     wide = torch.promote_types(v.dtype, torch.float32)
-    q, k, decay = q.to(wide).unsqueeze(-2), k.to(wide).unsqueeze(-2), log_decay.to(wide).exp()[..., None, None]
-    S = decay * state.to(wide)
+    q, k, S = q.to(wide).unsqueeze(-2), k.to(wide).unsqueeze(-2), state.to(wide)
+    if log_decay is not None:
+        S = log_decay.to(wide).exp()[..., None, None] * S
     u = beta.to(wide)[..., None, None] * (v.to(wide).unsqueeze(-2) - k @ S)  # [B, H, 1, V]
     S = S + k.transpose(-1, -2) * u
     return (q @ S).squeeze(-2).to(v.dtype), stored(S, state.dtype)

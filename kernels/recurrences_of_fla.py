@@ -46,11 +46,15 @@ def gated_linear_attention(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, s
     return _result(chunk_gla(q, k, v, *_turned(torch.float32, log_decay), scale=1.0, **_states(state)))
 
 
-def delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, state: Tensor) -> Result:
-    """As `kernels.delta_rule`."""
+def delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor) -> Result:
+    """As `kernels.delta_rule`. With decays fla has no gradient on Hopper before triton 3.7.1 (its issue 640)."""
+    from fla.ops.delta_rule import chunk_delta_rule  # noqa: PLC0415
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule  # noqa: PLC0415
 
     q, k, v = _turned(v.dtype, q, k, v)
+    if log_decay is None:
+        (beta,) = _turned(v.dtype, beta)
+        return _result(chunk_delta_rule(q, k, v, beta=beta, scale=1.0, **_states(state)))
     beta, g = _turned(torch.float32, beta, log_decay)
     return _result(chunk_gated_delta_rule(q, k, v, g=g, beta=beta, scale=1.0, **_states(state)))
 

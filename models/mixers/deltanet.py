@@ -90,7 +90,9 @@ class DeltaNet(Mixer):
     def step(self, x: Tensor, state: DeltaNetState) -> tuple[Tensor, DeltaNetState]:
         qkv, conv = short_conv_step(self._project(x), self._filters(x), None, state.conv, silu=self._all_silu)
         x = x.unsqueeze(1)
-        q, k, v, beta, log_decay = (t.squeeze(2) for t in self._select(qkv.unsqueeze(1), x))
+        *tensors, log_decay = self._select(qkv.unsqueeze(1), x)
+        q, k, v, beta = (t.squeeze(2) for t in tensors)
+        log_decay = None if log_decay is None else log_decay.squeeze(2)
         y, memory = delta_rule_step(q, k, v, beta, log_decay, state.memory)
         return self._output(y.unsqueeze(2), x).squeeze(1), DeltaNetState(conv, memory)
 
@@ -113,8 +115,8 @@ class DeltaNet(Mixer):
         weights = [conv.weight for conv in convs if conv is not None]
         return torch.cat(weights) if weights else x.new_ones(sum(self.widths), 1, 1)
 
-    def _select(self, qkv: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Queries and keys [B, H, N, K], values [B, H, N, V], rates b [B, H, N], log-decays [B, H, N]."""
+    def _select(self, qkv: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """Queries and keys [B, H, N, K], values [B, H, N, V], rates b [B, H, N], log-decays [B, H, N] if any."""
         wide = accumulation_dtype(x.dtype)
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in qkv.split(self.widths, dim=-1))
         if not self._all_silu:
@@ -128,9 +130,9 @@ class DeltaNet(Mixer):
             return F.normalize(x, p=1, dim=-1, eps=EPS)
         return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + EPS)
 
-    def _log_decay(self, x: Tensor) -> Tensor:
-        """How much of the memory each step keeps, as a logarithm [B, H, N]: all of it here."""
-        return x.new_zeros(x.shape[0], self.num_heads, x.shape[1])
+    def _log_decay(self, x: Tensor) -> Tensor | None:
+        """How much of the memory each step keeps, as a logarithm [B, H, N]; None where it is all, as here."""
+        return None
 
     def _output(self, y: Tensor, x: Tensor) -> Tensor:
         """Normalise and gate each head [B, H, N, V], join the heads, project: [B, N, D]."""

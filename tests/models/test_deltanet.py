@@ -43,30 +43,43 @@ def one_by_one(q, k, v, beta, log_decay, state):
     heads=st.integers(1, 2),
     length=st.integers(0, 70),
     chunk=st.sampled_from([1, 3, 8, 64]),
-    strongest=st.sampled_from([0.0, 1.0, 1e4]),
+    strongest=st.sampled_from([None, 0.0, 1.0, 1e4]),
     greatest_beta=st.sampled_from([1.0, 2.0]),
 )
 def test_chunks_are_the_equation(heads, length, chunk, strongest, greatest_beta):
-    args = inputs(heads=heads, length=length, strongest=strongest, greatest_beta=greatest_beta)
-    torch.testing.assert_close(delta_rule(*args, chunk=chunk), one_by_one(*args), rtol=1e-11, atol=1e-11)
+    args = inputs(heads=heads, length=length, strongest=strongest or 0.0, greatest_beta=greatest_beta)
+    given = args if strongest is not None else without_decay(args)
+    torch.testing.assert_close(delta_rule(*given, chunk=chunk), one_by_one(*args), rtol=1e-11, atol=1e-11)
 
 
-def test_a_step_is_the_equation():
-    args = inputs(length=1)
-    *tokens, state = args
-    y, new = delta_rule_step(*(t.squeeze(2) for t in tokens), state)
+def without_decay(args):
+    *tensors, _, state = args
+    return *tensors, None, state
+
+
+@pytest.mark.parametrize("decays", [True, False])
+def test_a_step_is_the_equation(decays):
+    args = inputs(length=1, strongest=float(decays))
+    q, k, v, beta, log_decay, state = args
+    q, k, v, beta, a = (t.squeeze(2) for t in (q, k, v, beta, log_decay))
+    y, new = delta_rule_step(q, k, v, beta, a if decays else None, state)
     torch.testing.assert_close((y.unsqueeze(2), new), one_by_one(*args), rtol=1e-13, atol=1e-13)
 
 
-def test_gradients_are_those_of_the_equation():
-    args = inputs()
+@pytest.mark.parametrize("decays", [True, False])
+def test_gradients_are_those_of_the_equation(decays):
+    args = inputs(strongest=float(decays))
+    wanted = [t for t in (args if decays else without_decay(args)) if t is not None]
 
     def gradients(form):
         y, state = form(*args)
-        return torch.autograd.grad(y.square().sum() + state.square().sum(), args)
+        return torch.autograd.grad(y.square().sum() + state.square().sum(), wanted)
 
     torch.testing.assert_close(
-        gradients(lambda *args: delta_rule(*args, chunk=16)), gradients(one_by_one), rtol=1e-10, atol=1e-10
+        gradients(lambda *args: delta_rule(*(args if decays else without_decay(args)), chunk=16)),
+        gradients(one_by_one),
+        rtol=1e-10,
+        atol=1e-10,
     )
 
 
@@ -90,7 +103,7 @@ def test_is_that_of_fla(length, decays):
 
     args = inputs(length=length, K=8, strongest=float(decays), dtype=torch.float32)
     q, k, v, beta, log_decay, state = (t.detach() for t in args)
-    y, final = delta_rule(q * 8**-0.5, k, v, beta, log_decay, state)
+    y, final = delta_rule(q * 8**-0.5, k, v, beta, log_decay if decays else None, state)
     if decays:
         heads_last = (t.transpose(1, 2) for t in (q, k, v, beta, log_decay))
         expected, expected_state = naive_recurrent_gated_delta_rule(
