@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 import analysis
 from analysis.figures import recall_by_state
+from kernels.storage import stored
 from models import Mixer
 from models.mixers import ALL_MIXERS
 from recallbench.here import run_here
@@ -63,12 +64,12 @@ class Fading(Mixer):
         y = (q @ k.mT * decay) @ v + since * (q @ state.to(x.dtype))
         left = (log_a * (N - 1 - t[:, None])).exp()
         S = (k * left).mT @ v + (log_a * N).exp() * state.to(x.dtype)
-        return self.o_proj(y.transpose(1, 2).flatten(2)), S.to(state.dtype)
+        return self.o_proj(y.transpose(1, 2).flatten(2)), stored(S, state.dtype)
 
     def step(self, x, state):
         q, k, v = (t.squeeze(2) for t in self._heads(x[:, None]))
         S = self.decay.sigmoid()[:, None, None] * state.to(x.dtype) + k[..., None] * v[..., None, :]
-        return self.o_proj((q[..., None, :] @ S).flatten(1)), S.to(state.dtype)
+        return self.o_proj((q[..., None, :] @ S).flatten(1)), stored(S, state.dtype)
 
     def state_bytes(self, length, dtype):
         return self.H * self.K * self.V * dtype.itemsize
