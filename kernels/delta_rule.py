@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kernels import recurrences_of_fla
 from kernels.backend import Backend
+from kernels.chunk_states import chunk_states
 from kernels.decay_attention import segment_sums
 from kernels.recurrences_of_fla import takes_fla
 from kernels.storage import stored
@@ -88,14 +89,3 @@ def delta_rule_step(
     u = beta.to(wide)[..., None, None] * (v.to(wide).unsqueeze(-2) - k @ S)  # [B, H, 1, V]
     S = S + k.transpose(-1, -2) * u
     return (q @ S).squeeze(-2).to(v.dtype), stored(S, state.dtype)
-
-
-def chunk_states(transition: Tensor, added: Tensor, state: Tensor) -> Tensor:
-    """S <- T S + A over n chunks: `transition` T [B, H, n, K, K], `added` A [B, H, n, K, V] -> [B, H, n + 1, K, V].
-
-    The state before each chunk and after the last: a step a chunk, since products of the T would cost K^3 each.
-    """
-    states = [state]
-    for T, A in zip(transition.unbind(2), added.unbind(2), strict=True):
-        states.append(T @ states[-1] + A)
-    return torch.stack(states, dim=2)

@@ -15,7 +15,7 @@ from torch import Tensor
 from kernels import recurrences_of_fla
 from kernels.backend import Backend
 from kernels.channel_decay import decayed_products
-from kernels.delta_rule import chunk_states
+from kernels.chunk_states import chunk_states
 from kernels.recurrences_of_fla import takes_fla
 from kernels.storage import stored
 
