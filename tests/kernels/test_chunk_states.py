@@ -53,6 +53,10 @@ def test_members_are_so_many_more_sequences(form):
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
+def test_tensors_without_values_have_states_too():
+    assert chunk_states(*(t.to("meta") for t in inputs())).shape == (2, 3, 6, 4, 6)
+
+
 def test_a_compiler_sees_one_operation():
     tensors, seen = inputs(), []
 
