@@ -22,7 +22,7 @@ def chunk_states(transition: Tensor, added: Tensor, state: Tensor) -> Tensor:
     The state before each chunk and after the last; under autocast in its dtype, as products are.
     """
     kind, dtype = added.device.type, torch.promote_types(transition.dtype, added.dtype)
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):  # to the device `meta` it is not
+    if kind != "meta" and torch.is_autocast_enabled(kind):  # which tensors without values know nothing of
         dtype = torch.get_autocast_dtype(kind)
     form = joined_chunk_states if torch.compiler.is_compiling() else _one_by_one
     return form(transition.to(dtype), added.to(dtype), state.to(dtype))
