@@ -176,7 +176,7 @@ def count_axis(axis: Axis, counts: Series, *, room: float = 1.0) -> None:
 def _counts(low: float, high: float) -> list[float]:
     """Round numbers in a range: three at the least, of as few digits as that takes."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
-    for steps in ((1,), (1, 3), (1, 2, 5), range(1, 10)):
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), range(1, 10)):
         found = [step * 10.0**power for power in powers for step in steps]
         found = [value for value in found if low <= value <= high]
         if len(found) >= 3:
