@@ -93,9 +93,9 @@ def _write_texts() -> list[str]:
     Path("notes.jsonl").write_bytes(lines)
     Path("corpus.jsonl.xz").write_bytes(lzma.compress(lines))
     Path("mine.jsonl").write_text(json.dumps({"text": "colour: red", "key": "colour", "value": "red"}) + "\n")
-    asked = {"question": "Which colour?", "answers": [{"text": "red"}], "is_impossible": False}
+    asked = {"question": "Which colour?", "answers": [{"text": "red", "answer_start": 19}], "is_impossible": False}
     Path("dev-v2.0.json").write_text(
-        json.dumps({"data": [{"paragraphs": [{"context": "It is red.", "qas": [asked]}]}]})
+        json.dumps({"data": [{"paragraphs": [{"context": "What we look at is red.", "qas": [asked]}]}]})
     )
     return texts
 
