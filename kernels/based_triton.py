@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kernels import sliding_window_triton, taylor_step_triton
 from kernels.sliding_window_triton import widths, window_step
-from kernels.taylor_step_triton import factors, taylor_step
+from kernels.taylor_step_triton import BLOCK, factors, taylor_step
 from kernels.taylor_sums_triton import by_rows
 
 
@@ -59,7 +59,7 @@ def _decode(
             q, k, v, table, weight, S, z, far, window_q, window_k, window_v, ring_k, ring_v, length, near,
             B * H, H, V, len(weight), *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], eps,
             window_H, G, W, WK**-0.5, *window_q.stride()[:2], *window_k.stride()[:2], *window_v.stride()[:2],
-            K, triton.next_power_of_2(V), taylor_step_triton.BLOCK, triton.next_power_of_2(len(weight)),
+            K, triton.next_power_of_2(V), BLOCK, max(BLOCK, triton.next_power_of_2(len(weight))),
             *widths(WK, WV), sliding_window_triton.BLOCK, num_warps=4,
         )  # fmt: skip
     return far, near

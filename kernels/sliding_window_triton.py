@@ -14,8 +14,8 @@ from torch import Tensor
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
-BLOCK = 32
-"""Slots at a time."""
+BLOCK, WARPS = 32, 2
+"""Slots at a time, and the warps of a program."""
 
 
 @triton.jit
@@ -37,13 +37,15 @@ def window_step(
     mean = tl.zeros([BV], tl.float32)
     for first in range(0, W, BW):
         w = first + tl.arange(0, BW)
-        filled = (w < W) & (w <= length)
         row = (b * W + w) * G + g
-        k = tl.load(ring_k_ptr + row[:, None] * K + d[None, :], mask=filled[:, None] & (d < K)[None, :], other=0.0)
-        v = tl.load(ring_v_ptr + row[:, None] * V + e[None, :], mask=filled[:, None] & (e < V)[None, :], other=0.0)
+        # All slots, filled or not: to know which are takes a load to wait for.
+        k = tl.load(ring_k_ptr + row[:, None] * K + d[None, :], mask=(w < W)[:, None] & (d < K)[None, :], other=0.0)
+        v = tl.load(ring_v_ptr + row[:, None] * V + e[None, :], mask=(w < W)[:, None] & (e < V)[None, :], other=0.0)
+        filled = (w < W) & (w <= length)
         # What is in the new token's slot, its own or the one before, is up to the program that writes it.
         here = (w == slot)[:, None]
-        k, v = tl.where(here, new_k[None, :], k), tl.where(here, new_v[None, :], v)
+        k = tl.where(here, new_k[None, :], k)
+        v = tl.where(here, new_v[None, :], tl.where(filled[:, None], v, 0.0))
         s = tl.where(filled, tl.sum(k.to(tl.float32) * q[None, :], 1), -float("inf"))
         higher = tl.maximum(high, tl.max(s, 0))  # finite from the first round on, where slot 0 is always filled
         p = tl.exp2(s - higher)
@@ -79,7 +81,7 @@ def _decode(q: Tensor, k: Tensor, v: Tensor, ring_k: Tensor, ring_v: Tensor, len
         _step[(B, H)](
             q, k, v, ring_k, ring_v, length, y, H, G, W, K**-0.5,
             *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
-            *widths(K, V), BLOCK, num_warps=4,
+            *widths(K, V), BLOCK, num_warps=WARPS,
         )  # fmt: skip
     return y
 

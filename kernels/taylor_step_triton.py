@@ -20,8 +20,8 @@ from kernels.linear_attention import LinearAttentionState
 from kernels.taylor_features import features
 from kernels.taylor_sums_triton import by_rows, check
 
-BLOCK = 32
-"""Features at a time; at 4 to 8 programs a processor enough bytes are under way for its share of the memory."""
+BLOCK, WARPS = 32, 2
+"""Features at a time, and the warps of a program, of which so many run at once that enough bytes are under way."""
 
 
 @triton.jit
@@ -66,7 +66,7 @@ def taylor_step(
     for first in range(0, F, BF):
         f = first + tl.arange(0, BF)
         at, inside = f[:, None] * V + v[None, :], (f < F)[:, None] & (v < V)[None, :]
-        phi_q, phi_k = _features(q_ptr, k_ptr, table_ptr, weight_ptr, f, F, K)
+        phi_q, phi_k = tl.gather(all_q, f, 0), tl.gather(all_k, f, 0)
         S = ahead.to(tl.float32) + phi_k[:, None] * value[None, :]
         num += phi_q[:, None] * S
         ahead = tl.load(S_ptr + at + BF * V, mask=(f + BF < F)[:, None] & (v < V)[None, :], other=0.0)
@@ -107,7 +107,7 @@ def _decode(q: Tensor, k: Tensor, v: Tensor, S: Tensor, z: Tensor, eps: float) -
     with torch.cuda.device_of(q):
         _step[(B * H,)](
             q, k, v, table, weight, S, z, y, H, V, len(weight), *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], eps,
-            K, triton.next_power_of_2(V), BLOCK, triton.next_power_of_2(len(weight)), num_warps=4,
+            K, triton.next_power_of_2(V), BLOCK, max(BLOCK, triton.next_power_of_2(len(weight))), num_warps=WARPS,
         )  # fmt: skip
     return y
 
