@@ -5,18 +5,17 @@ From Markdown come the scalars of its front matter and the rows of its two-colum
 
 import argparse
 import glob
-import json
 import random
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from models.settings import SettingError
 from recallbench.recall.documents import Document, occurrences, write_documents
+from recallbench.recall.squad import read_squad
 from recallbench.text.documents import text_files
 
 LONGEST = 100
@@ -37,30 +36,14 @@ def markdown(text: str) -> Iterator[Document]:
             yield Document(text=text, key=key, value=value)
 
 
-def squad(content: Any) -> Iterator[Document]:
-    """Each answerable question of SQuAD's JSON (Rajpurkar et al. 2018, arXiv 1806.03822), to be completed.
-
-    **Raises** `KeyError` or `TypeError` where it is not of that form.
-    """
-    for article in content["data"]:
-        for paragraph in article["paragraphs"]:
-            for question in paragraph["qas"]:
-                if question["answers"]:
-                    key = f"Question: {question['question'].strip()}\nAnswer"
-                    yield Document(text=paragraph["context"], key=key, value=question["answers"][0]["text"])
-
-
 def documents(path: Path) -> Iterator[Document]:
     """What a file holds: Markdown (.md), Markdown as `text` of JSON lines (.jsonl, also packed), or SQuAD (.json).
 
     **Raises** `SettingError` where it holds something else.
     """
     if path.suffix == ".json":
-        try:
-            yield from squad(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            expected = f"it must be SQuAD's JSON: data, paragraphs, qas, answers; {type(error).__name__}: {error}"
-            raise SettingError("INPUT", str(path), expected) from None
+        for asked in read_squad(path):
+            yield Document(text=asked.passage, key=f"Question: {asked.question}\nAnswer", value=asked.answer)
     elif path.suffix == ".md":
         try:
             yield from markdown(path.read_text(encoding="utf-8"))
