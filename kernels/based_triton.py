@@ -60,7 +60,7 @@ def _decode(
             B * H, H, V, len(weight), *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], eps,
             window_H, G, W, WK**-0.5, *window_q.stride()[:2], *window_k.stride()[:2], *window_v.stride()[:2],
             K, triton.next_power_of_2(V), BLOCK, max(BLOCK, triton.next_power_of_2(len(weight))),
-            *widths(WK, WV), sliding_window_triton.BLOCK, num_warps=4,
+            *widths(WK, WV), sliding_window_triton.BLOCK, num_warps=sliding_window_triton.WARPS,
         )  # fmt: skip
     return far, near
 

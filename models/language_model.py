@@ -25,8 +25,10 @@ steps to appear.
 """
 
 
-KEEP_ORDER: dict[str, Any] = {"reorder_for_locality": False}
-"""For inductor, which else moves the reading of a state behind the writing, and so makes it write to a copy."""
+STEP_OPTIONS: dict[str, Any] = {"reorder_for_locality": False, "pattern_matcher": False}
+"""For inductor: else it moves the reading of a state behind the writing, and so makes it write to a copy; and it has a
+product add to the residual stream, which for one token takes longer than the sum in the kernel of the next norm.
+"""
 
 
 class ModelConfig(BaseModel):
@@ -85,9 +87,17 @@ class Block(nn.Module):
         y, state = self.mixer.prefill(self.mixer_norm(x), state)
         return self._mlp(x + y), state
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, x: Tensor, y: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+        """One token: the residual stream x and what is still to be added to it y, [B, D] each, before and after.
+
+        So the sum is where it is read, which compiled is one kernel with the norm.
+        """
+        x = x + y
         y, state = self.mixer.step(self.mixer_norm(x), state)
-        return self._mlp(x + y), state
+        if self.mlp is None or self.mlp_norm is None:
+            return x, y, state
+        x = x + y
+        return x, self.mlp(self.mlp_norm(x)), state
 
     def _mlp(self, x: Tensor) -> Tensor:
         return x if self.mlp is None or self.mlp_norm is None else x + self.mlp(self.mlp_norm(x))
@@ -199,16 +209,20 @@ class LanguageModel(nn.Module):
         Blocks of one structure, with states of one shape, are compiled once, at the first call.
         """
         torch.compiler.reset()
-        return partial(self._step, torch.compile(Block.step, dynamic=False, options=KEEP_ORDER))
+        return partial(self._step, torch.compile(Block.step, dynamic=False, options=STEP_OPTIONS))
 
     def _step(
-        self, step: Callable[[Block, Tensor, State], tuple[Tensor, State]], token: Tensor, state: list[State]
+        self,
+        step: Callable[[Block, Tensor, Tensor, State], tuple[Tensor, Tensor, State]],
+        token: Tensor,
+        state: list[State],
     ) -> tuple[Tensor, list[State]]:
         x, new = self.embedding(token), []
+        y = torch.zeros_like(x)
         for block, layer_state in zip(self._each(), state, strict=True):
-            x, after = step(block, x, layer_state)
+            x, y, after = step(block, x, y, layer_state)
             new.append(after)
-        return self.logits(self.norm(x)), new
+        return self.logits(self.norm(x + y)), new
 
     def state_bytes(self, length: int, dtype: torch.dtype) -> int:
         """Bytes of state a sequence after `length` tokens, summed over layers, from shapes alone."""

@@ -16,7 +16,7 @@ from kernels import (
 )
 from kernels.backend import using
 from models import MIXERS
-from models.language_model import KEEP_ORDER
+from models.language_model import STEP_OPTIONS
 
 CUDA = torch.cuda.is_available()
 if not CUDA and os.environ.get("TRITON_INTERPRET") != "1":
@@ -92,7 +92,7 @@ def test_compiled_steps_write_the_state_in_place(name, monkeypatch):
     for module, kernel in STEPS.items():
         monkeypatch.setattr(module, kernel, Recorder(getattr(module, kernel), given))
     torch.compiler.reset()
-    step = torch.compile(MIXERS[name].step, dynamic=False, options=KEEP_ORDER)
+    step = torch.compile(MIXERS[name].step, dynamic=False, options=STEP_OPTIONS)
     with using("triton"):
         expected, after = mixer.prefill(x, mixer.init_state(2, max_length=3))
         for t in range(3):
