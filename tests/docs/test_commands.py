@@ -24,6 +24,12 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OURS = ("recallbench", "sweeps", "analysis")
 
 
+@pytest.fixture(autouse=True)
+def loggers_as_they_were(monkeypatch):
+    """Hydra, as configured, silences every logger for the rest of the process, which other tests share."""
+    monkeypatch.setattr("hydra._internal.logging_config.configure_logging", lambda config: None)
+
+
 def commands(page: Path) -> list[list[str]]:
     """The commands of a page's blocks of shell, each as its words."""
     blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
