@@ -85,8 +85,10 @@ class RWKV7(Mixer):
         rank = _rank(2.5 * d_model**0.5 * head_dim / 64)
 
         # The initial values of the reference's first layer, functions of the channel.
-        ramp = torch.linspace(-0.5, 0.5, d_model)
-        wave = torch.linspace(-1, 1, head_dim).repeat(self.num_heads)
+        # linspace is told where: once transformers has loaded a model, torch's no longer heeds `with device`.
+        here = torch.get_default_device()
+        ramp = torch.linspace(-0.5, 0.5, d_model, device=here)
+        wave = torch.linspace(-1, 1, head_dim, device=here).repeat(self.num_heads)
         wave = wave * wave.abs()
         share = torch.arange(d_model).view(1, 1, -1) / d_model
         self.x_r = nn.Parameter(1 - share**0.2)

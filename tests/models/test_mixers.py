@@ -54,6 +54,17 @@ every_mixer = pytest.mark.parametrize("name", [name for name, kind in MIXERS.ite
 
 
 @every_mixer
+def test_is_made_where_it_is_asked_to_be(name, monkeypatch):
+    """Also in the company of transformers, which loads models with another linspace and leaves torch taking it for its
+    own."""
+    linspace = torch.linspace
+    monkeypatch.setattr(torch, "linspace", lambda *sizes, device="cpu", **options: linspace(*sizes, device=device))
+    with torch.device("meta"):
+        mixer = MIXERS[name](D)
+    assert {tensor.device.type for tensor in mixer.state_dict().values()} == {"meta"}
+
+
+@every_mixer
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @settings(max_examples=12, deadline=None)
 @given(batch=st.integers(1, 3), prefix=st.integers(0, 70), middle=st.integers(0, 40), suffix=st.integers(0, 5))
