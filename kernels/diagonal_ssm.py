@@ -1,8 +1,8 @@
 """A linear state space model with a diagonal complex transition: s_t = a s_{t-1} + b u_t, y_t = Re(c . s_t) + d u_t.
 
 Each of H channels has S / 2 complex states; in c is a factor of 2 where their conjugates are states as well.
-Source: Gu et al. 2022, arXiv 2206.11893 (S4D), section 3. The parallel form is a convolution with the response to an
-impulse; a state that came in adds its own decay to the outputs.
+Source: Gu et al. 2022, arXiv 2206.11893 (S4D), section 3. In parallel form a chunk is a convolution with the response
+to an impulse; from chunk to chunk goes the state, written by a product, and read by one that adds its decay to outputs.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.long_conv import convolve
+
+CHUNK = 256
+"""Positions C a chunk."""
 
 
 class Complex(NamedTuple):
@@ -34,7 +37,7 @@ def power(log_a: Complex, n: Tensor | int) -> Complex:
 
 
 def diagonal_ssm(
-    u: Tensor, log_a: Complex, b: Complex, c: Complex, d: Tensor, state: Tensor | None = None
+    u: Tensor, log_a: Complex, b: Complex, c: Complex, d: Tensor, state: Tensor | None = None, chunk: int = CHUNK
 ) -> tuple[Tensor, Callable[[], Tensor]]:
     """The parallel form, for any number of sequences that share a channel's parameters.
 
@@ -42,25 +45,39 @@ def diagonal_ssm(
     [B, H, ..., S/2, 2].
     **Returns** outputs [H, ..., B, N] and a function that gives the state after all N tokens.
     """
-    N = u.shape[-1]
+    N, C, wide = u.shape[-1], min(chunk, max(u.shape[-1], 1)), log_a.real.dtype
+    n = max(1, -(-N // C))
     log_a, b, c = (Complex(*(part.unsqueeze(-1) for part in z)) for z in (log_a, b, c))  # [H, S/2, 1]
-    lag = torch.arange(N, device=u.device, dtype=log_a.real.dtype)
-    response = times(times(c, b), power(log_a, lag)).real.sum(1)  # [H, N]
-    y = convolve(u, response + F.pad(d.unsqueeze(-1), (0, N - 1)))
-    if state is not None:
-        s = torch.view_as_complex(state.to(lag.dtype))
-        decay = torch.complex(*times(c, power(log_a, lag + 1)))
-        y = y + torch.einsum("hsn,bh...s->h...bn", decay, s).real.to(u.dtype)
+    lag = torch.arange(C, device=u.device, dtype=wide)
+    response = times(times(c, b), power(log_a, lag)).real.sum(1) + F.pad(d.unsqueeze(-1), (0, C - 1))  # [H, C]
+    chunks = F.pad(u, (0, n * C - N)).unflatten(-1, (n, C))  # [H, ..., B, n, C]
+    y = convolve(chunks, response)
+
+    before = Complex(*state.to(wide).movedim(0, -3).flatten(1, -3).unbind(-1)) if state is not None else None
+    if n > 1 or before is not None:
+        written = torch.cat(times(b, power(log_a, lag.flip(0))), 1).mT  # [H, C, S]
+        entered = (chunks.flatten(1, -2) @ written.to(u.dtype)).to(wide).unflatten(1, (-1, n))  # [H, sequences, n, S]
+        before = before or Complex(*2 * [entered.new_zeros(*entered.shape[:2], entered.shape[-1] // 2)])
+        whole = Complex(*(part.mT for part in power(log_a, C)))  # [H, 1, S/2]
+        states = [torch.cat(before, -1)]
+        for real, imag in (part.chunk(2, -1) for part in entered[:, :, :-1].unbind(2)):
+            kept = times(whole, before)
+            before = Complex(kept.real + real, kept.imag + imag)
+            states.append(torch.cat(before, -1))
+        read = times(c, power(log_a, lag + 1))
+        read = torch.cat([read.real, -read.imag], 1)  # Re(c a^(t + 1) s), [H, S, C]
+        y = y + (torch.stack(states, 2).to(u.dtype).flatten(1, 2) @ read.to(u.dtype)).view(y.shape)
 
     def final_state() -> Tensor:
-        entered = torch.complex(*times(b, power(log_a, lag.flip(0))))
-        new = torch.einsum("hsn,h...bn->bh...s", entered, u.to(entered.dtype))
-        if state is not None:
-            left = torch.complex(*power(log_a, N)).squeeze(-1)
-            new = new + torch.einsum("hs,bh...s->bh...s", left, torch.view_as_complex(state.to(lag.dtype)))
-        return torch.view_as_real(new)
+        rest = N - (n - 1) * C
+        written = torch.cat(times(b, power(log_a, lag[:rest].flip(0))), 1).mT
+        entered = Complex(*(u[..., N - rest :].flatten(1, -2).to(wide) @ written).chunk(2, -1))  # [H, sequences, S/2]
+        if before is not None:
+            kept = times(Complex(*(part.mT for part in power(log_a, rest))), before)
+            entered = Complex(kept.real + entered.real, kept.imag + entered.imag)
+        return torch.stack(entered, -1).unflatten(1, u.shape[1:-1]).movedim(-3, 0)
 
-    return y, final_state
+    return y.flatten(-2)[..., :N], final_state
 
 
 def diagonal_ssm_step(

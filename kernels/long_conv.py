@@ -2,7 +2,8 @@
 
 The parallel form goes through the Fourier transform, in O(N log N): zeros up to twice the length keep the circle from
 closing. Its rounding error is relative to the largest output of the sequence, not to each. On a GPU a short sequence
-is a product with the Toeplitz matrix of the filter instead: N^2 operations a channel, on the units made for them.
+is a product with the Toeplitz matrix of the filter instead: N^2 operations a channel, on the units made for them. Where
+the filter is short, of L lags, so is each block of a long sequence with the L - 1 inputs before it.
 """
 
 import torch
@@ -29,6 +30,8 @@ def convolve(u: Tensor, h: Tensor) -> Tensor:
         return u
     if u.is_cuda and N <= DENSE:
         return _by_matrix(u, h)
+    if u.is_cuda and 2 * h.shape[1] <= DENSE:
+        return _in_blocks(u, h)
     wide = torch.promote_types(u.dtype, torch.float32)
     U, H = (torch.view_as_real(torch.fft.rfft(t.to(wide), n=2 * N)).unbind(-1) for t in (u, h[:, :N]))
     H = [t.view(len(h), *(1,) * (u.ndim - 2), -1) for t in H]
@@ -41,6 +44,15 @@ def _by_matrix(u: Tensor, h: Tensor) -> Tensor:
     """y_c = u_c T_c with a row of u_c for each sequence."""
     T = toeplitz(h, u.shape[-1]).to(u.dtype)
     return (u.flatten(1, -2) @ T).view(u.shape).to(u.dtype)
+
+
+def _in_blocks(u: Tensor, h: Tensor) -> Tensor:
+    """As many outputs at once as the filter has lags L, each block from its own 2 L - 1 inputs."""
+    L, N = h.shape[1], u.shape[-1]
+    T = toeplitz(h, 2 * L - 1)[..., L - 1 :].to(u.dtype)  # [C, 2 L - 1, L]
+    blocks = F.pad(u, (L - 1, -N % L)).unfold(-1, 2 * L - 1, L)  # [C, ..., n, 2 L - 1]
+    y = blocks.flatten(1, -2) @ T
+    return y.view(*u.shape[:-1], -1)[..., :N].to(u.dtype)
 
 
 def toeplitz(h: Tensor, N: int) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.long_conv import _by_matrix, convolve, long_conv, long_conv_step
+from kernels.long_conv import _by_matrix, _in_blocks, convolve, long_conv, long_conv_step
 from kernels.short_conv import MAX_SHIFTS, short_conv, short_conv_step
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -30,6 +30,7 @@ def test_long_convolution(N, L, n):
     close(convolve(u, h), expected)
     if N:
         close(_by_matrix(u, h), expected)
+        close(_in_blocks(u, h), expected)
     if not n:
         u, h, expected = u.permute(1, 2, 0), h.T, expected.permute(1, 2, 0)
         close(long_conv(u, h), expected)
@@ -38,7 +39,7 @@ def test_long_convolution(N, L, n):
 
 
 @pytest.mark.parametrize("L", [3, 6, 9])
-@pytest.mark.parametrize("convolution", [convolve, _by_matrix])
+@pytest.mark.parametrize("convolution", [convolve, _by_matrix, _in_blocks])
 def test_gradients_of_the_long_convolution(convolution, L):
     u, h = random(2, 3, 2, 6).requires_grad_(), random(2, L).requires_grad_()
     assert torch.autograd.gradcheck(convolution, (u, h))
