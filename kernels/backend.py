@@ -47,6 +47,7 @@ KERNELS = {
     "selective_scan_step": Serves({"S": (1, 256)}),
     "decay_attention": Serves({"K": (1, 128), "V": (1, 128)}, gradient=True),
     "decay_attention_float32": Serves({"K": (1, 64), "V": (1, 128)}, gradient=True),
+    "unit_triangular_solve": Serves({"C": (2, 32)}, gradient=True),
     "cross_entropy": Serves({"D": (1, 256)}, gradient=True),
     "cross_entropy_chunks": Serves(gradient=True),
 }

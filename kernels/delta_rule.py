@@ -18,6 +18,7 @@ from kernels.chunk_states import chunk_states
 from kernels.decay_attention import segment_sums
 from kernels.recurrences_of_fla import takes_fla
 from kernels.storage import stored
+from kernels.unit_triangular import unit_triangular_solve
 
 CHUNK = 32
 """Positions a chunk: longer ones cost more in the solve, shorter ones more in the K x K maps from state to state."""
@@ -56,7 +57,7 @@ def delta_rule(
     # (I + L) u = b (v - a k S), where L_ij = b_i k_i . k_j decay_ij below the diagonal
     L = bk @ k.transpose(-1, -2) * decay
     right = torch.cat([beta * v, since_start * bk], dim=-1)
-    UW = torch.linalg.solve_triangular(L, right, upper=False, unitriangular=True)
+    UW = unit_triangular_solve(L, right, backend)
     U, W = UW.split([v.shape[-1], k.shape[-1]], dim=-1)
 
     K_end = (decay[..., -1, :, None] * k).transpose(-1, -2)  # keys decayed to the end of the chunk

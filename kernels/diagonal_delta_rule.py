@@ -18,6 +18,7 @@ from kernels.channel_decay import decayed_products
 from kernels.chunk_states import chunk_states
 from kernels.recurrences_of_fla import takes_fla
 from kernels.storage import stored
+from kernels.unit_triangular import unit_triangular_solve
 
 CHUNK = 32
 """Positions a chunk, a power of two: longer ones cost more in the solve, shorter ones more in the K x K maps."""
@@ -61,7 +62,7 @@ def diagonal_delta_rule(
     k, b = keys.transpose(-3, -1).unbind(-2)  # decayed to its end, [B, H, n, K, C]
 
     # (I - ab) u = ak v + a S
-    UW = torch.linalg.solve_triangular(-ab, torch.cat([ak @ v, a], dim=-1), upper=False, unitriangular=True)
+    UW = unit_triangular_solve(-ab, torch.cat([ak @ v, a], dim=-1), backend)
     U, W = UW.split([v.shape[-1], a.shape[-1]], dim=-1)
     kept = torch.diag_embed(log_w.sum(-2).exp())
     states = chunk_states(kept + b @ W, b @ U + k @ v, state.to(wide))

@@ -26,6 +26,7 @@ from kernels.short_conv import short_conv, short_conv_step
 from kernels.sliding_window import RingBuffer, sliding_window_attention, sliding_window_step
 from kernels.taylor_attention import taylor_attention, taylor_attention_step
 from kernels.taylor_features import feature_count
+from kernels.unit_triangular import unit_triangular_solve
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels run on the GPU itself")
 
@@ -97,6 +98,14 @@ def test_taylor_attention(K, V, compiled):
     kernels = {"sum_chunks", "add_segments", "_outputs", "_by_numerator", "_queries_backward", "_keys_backward"}
     assert compiled.keys() == kernels
     assert max(compiled.values()) <= 8 * 4
+
+
+@pytest.mark.parametrize("C", [16, 32])
+def test_unit_triangular_solve(C, compiled):
+    both_ways(
+        lambda *t: (unit_triangular_solve(*t, backend="triton"),), tensors((4, C, C), (4, C, 96), dtype=torch.float32)
+    )
+    assert compiled == {"_solve": 0}
 
 
 def test_cross_entropy(compiled):
