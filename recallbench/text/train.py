@@ -12,6 +12,7 @@ from models import LanguageModel
 from recallbench import ranks
 from recallbench.interrupt import Stopped, StopRequest
 from recallbench.members import AdamW, build, each, leaves, one_member, stack, stacks
+from recallbench.replay import Replay
 from recallbench.text.evaluate import metrics, tally
 from recallbench.text.flops import matmul_rate, training_flops
 from recallbench.text.run import LanguageRun
@@ -40,6 +41,7 @@ class LanguageTraining:
         self.seconds = 0.0
         self.timed_seconds, self.timed_tokens = 0.0, 0  # of the steps whose speed counts: their tokens of all members
         self.rates = torch.zeros(len(runs), device=device)
+        self.found = torch.zeros(len(runs), 2, device=device)  # loss and gradient norm of the last step
         self.sums = torch.zeros(
             len(runs), 2, device=device
         )  # of loss and gradient norm, since the last line of the log
@@ -51,8 +53,11 @@ class LanguageTraining:
         for table in (optimizer.parameters, optimizer.mean, optimizer.square):
             ranks.copy_first([*table.values()])
         ranks.copy_first([optimizer.steps, self.sums, self.diverged_at])
+        self.replay = None
         if device.type == "cuda" and isinstance(self.model, LanguageModel) and stacks(self.model):
             self.model.generate_code()
+            # Sums over ranks are not recorded: what others do may not be over when it is replayed.
+            self.replay = Replay(device, 0) if ranks.size() == 1 else None
         self.loss, self.answers = one_member(self.model, "loss"), one_member(self.model, "answers")
 
         self.stream, self.validation = self.first.corpus.train, self.first.corpus.validation
@@ -119,11 +124,19 @@ class LanguageTraining:
         rows = self.stream.rows(windows, self.task.sequence_length)
         if self.device.type == "cuda":
             rows = rows.pin_memory().to(self.device, non_blocking=True)
-        found = torch.stack([self._step_of(i, rows) for i in range(len(self.members))])
+        if self.replay is None:
+            self._all_members(rows)
+        else:
+            self.replay(rows.shape, self._all_members, rows)
         self.step += 1
-        self.sums += found
-        broke = ~found.isfinite().all(1) & (self.diverged_at < 0)
+        self.sums += self.found
+        broke = ~self.found.isfinite().all(1) & (self.diverged_at < 0)
         self.diverged_at.masked_fill_(broke, self.step)
+
+    def _all_members(self, rows: Tensor) -> None:
+        """A step of every member on this rank's part [b, N + 1] of the batch, every result written in place."""
+        for i in range(len(self.members)):
+            self.found[i] = self._step_of(i, rows)
 
     def _step_of(self, i: int, rows: Tensor) -> Tensor:
         """A step of member `i` on this rank's part [b, N + 1] of the batch: loss and norm of the gradient, [2]."""
@@ -207,8 +220,11 @@ class LanguageTraining:
         if len(staying) < len(self.members):
             index = torch.tensor(staying, dtype=torch.int64, device=self.device)
             self.members = [self.members[i] for i in staying]
-            self.rates, self.sums, self.diverged_at = self.rates[index], self.sums[index], self.diverged_at[index]
+            self.rates, self.found = self.rates[index], self.found[index]
+            self.sums, self.diverged_at = self.sums[index], self.diverged_at[index]
             self.optimizer = self.optimizer.of(index)
+            if self.replay is not None:  # what was recorded knows the old tensors
+                self.replay = Replay(self.device, 0)
 
     def _end(self, i: int, status: str, reason: str | None, end: Callable[[Ended[LanguageRun]], None]) -> None:
         member = self.members[i]

@@ -27,6 +27,7 @@ from recallbench.members import build
 from recallbench.runs import resolve, runs_of
 from recallbench.text.execute import execute
 from recallbench.text.shards import Order
+from recallbench.text.train import LanguageTraining
 from sweeps.grid import expand
 
 STEPS = 6
@@ -244,6 +245,20 @@ def test_mixers_learn_in_bfloat16(mixer, language, carry_out, tmp_path):
     changes = {"mixer": {"name": mixer}, "train.precision": "bfloat16", "train.tokens": 4 * STEPS * B * N}
     (record,) = carry_out(tmp_path, [resolve(language(changes))])
     assert record["log"][-1]["train_loss"] < record["log"][0]["train_loss"] - 0.3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("mixer", ["attention", "based", "mamba", "gated_deltanet", "h3", "sliding_window"])
+def test_replayed_graphs_train_as_the_cpu_does(mixer, language):
+    runs = members(language, {"mixer": {"name": mixer}, "train.micro_batch_size": 2})
+    sums = []
+    for device in ("cpu", "cuda"):
+        training = LanguageTraining(runs, torch.device(device))
+        for _ in range(STEPS):
+            training.train_step()
+        assert (training.replay is None) == (device == "cpu")
+        sums.append(training.sums.cpu())
+    torch.testing.assert_close(sums[1], sums[0], rtol=1e-3, atol=0)
 
 
 def ranked(folder, run, stops=(None, None)):
