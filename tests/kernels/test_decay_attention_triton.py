@@ -18,7 +18,7 @@ SHAPES = [
     (1, 1, 1, 1, 1, 1),
     (2, 4, 1, 64, 16, 64),
     (1, 2, 2, 65, 24, 20),
-    (1, 4, 2, 150, 5, 100),
+    (1, 4, 2, 150, 5, 70),
     (1, 2, 1, 200, 100, 33),
 ]
 """B, H, G, N, K, V: a chunk or less, and several; one block of values, and two."""
@@ -158,7 +158,7 @@ def test_outputs_are_the_same_without_gradients():
 
 
 def test_gradients_do_not_vary():
-    tensors = inputs(2, 4, 1, 70, 16, 100)
+    tensors = inputs(2, 4, 1, 70, 16, 100) if CUDA else inputs(1, 2, 1, 40, 16, 40)  # an interpreter goes in order
     for a, b in zip(results(fused, tensors), results(fused, tensors), strict=True):
         assert torch.equal(a, b)
 
