@@ -1,6 +1,7 @@
 """Records as one Parquet file and back: nothing is lost on the way, nor runs again."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -14,12 +15,7 @@ STUDY = ["+study=some", "task.num_examples=64", "task.num_test_examples=32", "tr
 
 @pytest.fixture
 def call(tmp_path):
-    """A command of the project, with a study called `some`."""
-    grid = "{train.learning_rate: [0.001, 0.01], mixer: [attention, linear_attention]}"
-    (tmp_path / "study").mkdir()
-    (tmp_path / "study" / "some.yaml").write_text(
-        "# @package _global_\nstudy: some\nhydra: {mode: MULTIRUN, sweeper: {params: " + grid + "}}\n"
-    )
+    """A command of the project."""
 
     def called(module, *arguments):
         command = [sys.executable, "-m", module, *arguments]
@@ -28,17 +24,38 @@ def call(tmp_path):
     return called
 
 
-def launch(call, runs, *more):
-    done = call("recallbench", "--config-dir", ".", *STUDY, f"runs={runs}", *more)
+def launch(folder, runs):
+    """A study called `some`, of four runs."""
+    grid = "{train.learning_rate: [0.001, 0.01], mixer: [attention, linear_attention]}"
+    (folder / "study").mkdir()
+    (folder / "study" / "some.yaml").write_text(
+        "# @package _global_\nstudy: some\nhydra: {mode: MULTIRUN, sweeper: {params: " + grid + "}}\n"
+    )
+    command = [sys.executable, "-m", "recallbench", "--config-dir", ".", *STUDY, f"runs={runs}"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
+@pytest.fixture(scope="module")
+def runs_of_study(tmp_path_factory):
+    """The study's runs, done once for all."""
+    folder = tmp_path_factory.mktemp("study")
+    assert "4 runs done" in launch(folder, "first")
+    return folder / "first"
+
+
+@pytest.fixture
+def first(runs_of_study, tmp_path):
+    """These runs, in a folder of the test's own."""
+    return shutil.copytree(runs_of_study, tmp_path / "first")
+
+
+@pytest.mark.usefixtures("first")
 def test_what_was_imported_is_not_run_again(call, tmp_path):
-    launch(call, "first")
     assert call("sweeps", "export", "some", "--runs", "first", "--out", "some.parquet").returncode == 0
     assert call("sweeps", "import", "some.parquet", "--runs", "second").stdout == "4 of 4 runs are new in second\n"
-    assert "4 done, 0 to go" in launch(call, "second")
+    assert "4 done, 0 to go" in launch(tmp_path, "second")
     before, after = (analysis.load(tmp_path / runs, study="some") for runs in ("first", "second"))
     assert_frame_equal(after, before[list(after)], check_dtype=False)
     assert before[list(set(before) - set(after))].isna().all(axis=None)  # left out is what no run has
@@ -50,10 +67,9 @@ def test_what_was_imported_is_not_run_again(call, tmp_path):
     assert {record.read_text() for record in (tmp_path / "second").glob("*/result.json")} == {"{}"}
 
 
-def test_a_setting_that_came_since_has_its_default(call, tmp_path):
+def test_a_setting_that_came_since_has_its_default(call, first, tmp_path):
     """In a record that was made before it; one that would be another run with it stays as it was made."""
-    launch(call, "first")
-    runs = analysis.load(tmp_path / "first", study="some")
+    runs = analysis.load(first, study="some")
     old = runs.drop(columns=["mixer.use_rope", "mixer.num_heads", "train.weight_decay"])
     old["model.layers"] = [
         [{key: v for key, v in layer.items() if key not in ("use_rope", "num_heads", "bias")} for layer in layers]
@@ -72,9 +88,12 @@ def test_a_setting_that_came_since_has_its_default(call, tmp_path):
     assert found.loc[strange, "train.weight_decay"].isna().all()
 
 
-def test_export_adds_to_what_the_file_holds(call, tmp_path):
-    launch(call, "first", "mixer=attention")
-    launch(call, "second", "mixer=linear_attention")
+def test_export_adds_to_what_the_file_holds(call, first, tmp_path):
+    second = shutil.copytree(first, tmp_path / "second")
+    for runs, gone in ((first, "linear_attention"), (second, "attention")):
+        for record in list(runs.glob("*/result.json")):
+            if json.loads(record.read_text())["family"] == gone:
+                shutil.rmtree(record.parent)
     for runs, count in (("first", 2), ("second", 4)):
         told = call("sweeps", "export", "some", "--runs", runs, "--out", "all.parquet").stdout
         assert told == f"{count} runs in all.parquet\n"
