@@ -2,7 +2,6 @@
 
 import gc
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,17 +21,26 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return 1 + (os.cpu_count() or 1)
 
 
+TOGETHER = (
+    "tests/slurm/",  # of which there is one
+    "tests/analysis/test_report.py",
+    "tests/e2e/test_study_to_figures.py",
+    "tests/sweeps/test_import_export.py",
+    "tests/sweeps/test_pool.py",
+)
+"""Tests that go to one worker, since each worker makes for itself what they share: a browser, or a study that ran."""
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "LoadScopeScheduling":
-    """One worker takes all tests of SLURM, of which there is one; the others go one by one to who is free.
+    """One worker takes all tests of a place in `TOGETHER`; the others go one by one to who is free.
 
     The mark `xdist_group` would do that, but for pytest-xdist 3.8 with pytest 9, where it has no effect.
     """
     from xdist.scheduler import LoadScopeScheduling
 
-    class SlurmTogether(LoadScopeScheduling):
+    class SomeTogether(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            folder = Path(nodeid.partition("::")[0]).parent.name
-            return folder if folder == "slurm" else nodeid
+            return next((place for place in TOGETHER if nodeid.startswith(place)), nodeid)
 
-    return SlurmTogether(config, log)
+    return SomeTogether(config, log)
