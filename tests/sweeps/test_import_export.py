@@ -4,22 +4,33 @@ import json
 import shutil
 import subprocess
 import sys
+from typing import NamedTuple
 
 import pytest
 from pandas.testing import assert_frame_equal
 
 import analysis
+from sweeps.__main__ import main
 
 STUDY = ["+study=some", "task.num_examples=64", "task.num_test_examples=32", "train.epochs=1", "device=cpu"]
 
 
-@pytest.fixture
-def call(tmp_path):
-    """A command of the project."""
+class Called(NamedTuple):
+    """How a call ended."""
 
-    def called(module, *arguments):
-        command = [sys.executable, "-m", module, *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path):
+    """`python -m sweeps` in this process, which spares the seconds of importing torch."""
+    monkeypatch.chdir(tmp_path)
+
+    def called(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sweeps", *arguments])
+        return Called(main(), *capsys.readouterr())
 
     return called
 
@@ -53,8 +64,8 @@ def first(runs_of_study, tmp_path):
 
 @pytest.mark.usefixtures("first")
 def test_what_was_imported_is_not_run_again(call, tmp_path):
-    assert call("sweeps", "export", "some", "--runs", "first", "--out", "some.parquet").returncode == 0
-    assert call("sweeps", "import", "some.parquet", "--runs", "second").stdout == "4 of 4 runs are new in second\n"
+    assert call("export", "some", "--runs", "first", "--out", "some.parquet").returncode == 0
+    assert call("import", "some.parquet", "--runs", "second").stdout == "4 of 4 runs are new in second\n"
     assert "4 done, 0 to go" in launch(tmp_path, "second")
     before, after = (analysis.load(tmp_path / runs, study="some") for runs in ("first", "second"))
     assert_frame_equal(after, before[list(after)], check_dtype=False)
@@ -63,7 +74,7 @@ def test_what_was_imported_is_not_run_again(call, tmp_path):
         original = json.loads((tmp_path / "first" / record.parent.name / "result.json").read_text())
         assert json.loads(record.read_text())["metrics"] == original["metrics"]
         record.write_text("{}")
-    assert call("sweeps", "import", "some.parquet", "--runs", "second").stdout == "0 of 4 runs are new in second\n"
+    assert call("import", "some.parquet", "--runs", "second").stdout == "0 of 4 runs are new in second\n"
     assert {record.read_text() for record in (tmp_path / "second").glob("*/result.json")} == {"{}"}
 
 
@@ -78,7 +89,7 @@ def test_a_setting_that_came_since_has_its_default(call, first, tmp_path):
     gone = old["mixer.name"] == "attention"
     old.loc[gone & (old["train.learning_rate"] == 0.01), "seed"] = 7  # with which its identity does not agree
     analysis.save(old, tmp_path / "old.parquet")
-    assert call("sweeps", "import", "old.parquet", "--runs", "second").returncode == 0
+    assert call("import", "old.parquet", "--runs", "second").returncode == 0
     columns = ["mixer.use_rope", "mixer.num_heads", "train.weight_decay", "model.layers"]
     found = analysis.load(tmp_path / "second", study="some").set_index("identity")
     expected = runs.set_index("identity").loc[found.index]
@@ -95,15 +106,15 @@ def test_export_adds_to_what_the_file_holds(call, first, tmp_path):
             if json.loads(record.read_text())["family"] == gone:
                 shutil.rmtree(record.parent)
     for runs, count in (("first", 2), ("second", 4)):
-        told = call("sweeps", "export", "some", "--runs", runs, "--out", "all.parquet").stdout
+        told = call("export", "some", "--runs", runs, "--out", "all.parquet").stdout
         assert told == f"{count} runs in all.parquet\n"
     assert sorted(analysis.load(tmp_path / "all.parquet")["family"]) == 2 * ["attention"] + 2 * ["linear_attention"]
 
 
 def test_a_file_that_holds_no_records_is_told(call, tmp_path):
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
-    told = call("sweeps", "import", "broken.parquet")
+    told = call("import", "broken.parquet")
     assert told.returncode == 2
     assert told.stderr.startswith("broken.parquet cannot be read as saved run records: ")
-    told = call("sweeps", "import", "none.parquet")
+    told = call("import", "none.parquet")
     assert (told.returncode, told.stderr) == (2, "no run records in none.parquet\n")
