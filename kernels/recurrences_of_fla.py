@@ -22,7 +22,9 @@ Result = tuple[Tensor, Tensor]
 
 
 def takes_fla(backend: Backend | None, v: Tensor) -> bool:
-    """Whether a call with values `v` goes to fla: where it is asked for, as it has not been seen to be right yet.
+    """Whether a call with values `v` goes to fla: where it is asked for, and never else.
+
+    An illegal access that its kernels made on an H200 (triton 3.6) is not understood yet.
 
     **Raises** `ValueError` where it is asked for and does not serve.
     """
