@@ -1,8 +1,8 @@
 """A training step as a CUDA graph: its some hundred kernels launched at once, members on streams side by side.
 
 At the sizes of recall studies, and of language models of some ten million parameters, a kernel takes less time than
-Python takes to ask for it. A graph is recorded
-once for each shape of batch and then replayed, with nothing left to do for Python but to say which rows are next.
+Python takes to ask for it. A graph is recorded once for each shape of batch and then replayed, with nothing left to do
+for Python but to say which rows are next.
 """
 
 from collections.abc import Callable, Hashable, Iterator
