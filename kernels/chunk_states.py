@@ -6,8 +6,9 @@ and all of it then E_i,
 
     E_i = T_i^T E_{i+1} + D_i,   dA_i = E_{i+1},   dT_i = E_{i+1} S_i^T.
 
-To a compiler all this is one operation, not one a chunk, which at 2,048 tokens were most of a model. Without a compiler
-it is what is written here, as the first call of an operation of its own imports one.
+To a compiler all this is one operation, not one a chunk, which at 2,048 tokens were most of a model; it copies A and D
+once and adds products to them where they stand. Without a compiler each step is one to autograd, as the first call of
+an operation of our own imports a compiler.
 """
 
 from typing import Any
@@ -31,14 +32,18 @@ def chunk_states(transition: Tensor, added: Tensor, state: Tensor) -> Tensor:
 def _one_by_one(transition: Tensor, added: Tensor, state: Tensor) -> Tensor:
     states = [state]
     for T, A in zip(transition.unbind(2), added.unbind(2), strict=True):
-        states.append(_step(T, states[-1], A))
+        states.append(torch.baddbmm(A.flatten(0, 1), T.flatten(0, 1), states[-1].flatten(0, 1)).view(A.shape))
     return torch.stack(states, dim=2)
 
 
 @torch.library.custom_op("recallbench::chunk_states", mutates_args=())
 def joined_chunk_states(transition: Tensor, added: Tensor, state: Tensor) -> Tensor:
     """As `chunk_states`, all of one dtype, in one operation."""
-    return _one_by_one(transition, added, state)
+    states = torch.cat([state.unsqueeze(2), added], dim=2).contiguous()
+    T, S = transition.flatten(0, 1), states.flatten(0, 1)
+    for i in range(T.shape[1]):
+        S[:, i + 1].baddbmm_(T[:, i], S[:, i])
+    return states
 
 
 @joined_chunk_states.register_fake
@@ -50,11 +55,11 @@ def _(transition: Tensor, added: Tensor, state: Tensor) -> Tensor:
 @torch.library.custom_op("recallbench::chunk_states_backward", mutates_args=())
 def _gradients(transition: Tensor, dstates: Tensor) -> Tensor:
     """E [B, H, n + 1, K, V]."""
-    *others, last = dstates.unbind(2)
-    whole = [last]
-    for T, D in zip(reversed(transition.unbind(2)), reversed(others), strict=True):
-        whole.append(_step(T.mT, whole[-1], D))
-    return torch.stack(whole[::-1], dim=2)
+    whole = dstates.clone(memory_format=torch.contiguous_format)
+    T, E = transition.flatten(0, 1), whole.flatten(0, 1)
+    for i in reversed(range(T.shape[1])):
+        E[:, i].baddbmm_(T[:, i].mT, E[:, i + 1])
+    return whole
 
 
 @_gradients.register_fake
@@ -91,8 +96,3 @@ def _by_members(operation: Any) -> Any:
 
 joined_chunk_states.register_vmap(_by_members(joined_chunk_states))
 _gradients.register_vmap(_by_members(_gradients))
-
-
-def _step(T: Tensor, S: Tensor, A: Tensor) -> Tensor:
-    """T S + A, all [B, H, ., .]."""
-    return torch.baddbmm(A.flatten(0, 1), T.flatten(0, 1), S.flatten(0, 1)).view(A.shape)
