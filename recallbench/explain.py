@@ -10,6 +10,9 @@ from hydra.errors import OverrideParseException
 NO_NAME = "Config group override must be a string"
 """How Hydra begins when a group is set to null or a number."""
 
+SWEPT = r"(?:Ambiguous value for argument|Sweep parameters) '(\w[^=]*)=(.*)'\s"
+"""How it begins of a sweep where it is to make one configuration."""
+
 
 def explain(error: Exception, overrides: Sequence[str], compose: Callable[[Sequence[str]], Mapping[str, Any]]) -> str:
     """One sentence for an error of Hydra's, given the overrides that led to it.
@@ -18,6 +21,8 @@ def explain(error: Exception, overrides: Sequence[str], compose: Callable[[Seque
     learn which settings there are, and for one of each alone, to learn which is wrong.
     """
     message = str(error).strip()
+    if named := re.match(SWEPT, message):
+        return _of_a_sweep(named[1], named[2], overrides, compose)
     if named := re.search(r"Could not override '([^']+)'|Could not append .*?'([^']+)'", message):
         key = named[1] or named[2]
         wrong = [o for o in overrides if re.split("[=@]", o.lstrip("+~"))[0] == key]
@@ -39,8 +44,20 @@ def explain(error: Exception, overrides: Sequence[str], compose: Callable[[Seque
         wrong = [o.partition("=") for o in overrides if _names_nothing(o, compose)]
         return "\n".join(f"{key} is {value!r}: it must be the name of a file in conf/{key}/" for key, _, value in wrong)
     if isinstance(error, OverrideParseException):
-        return f"{error.override!r} cannot be read: an override is written SETTING=VALUE"
+        message = f"{error.override!r} cannot be read: an override is written SETTING=VALUE"
     return " ".join(message.split())
+
+
+def _of_a_sweep(
+    key: str, value: str, overrides: Sequence[str], compose: Callable[[Sequence[str]], Mapping[str, Any]]
+) -> str:
+    # Hydra has this to say of a sweep in a study, too, whatever else is wrong there.
+    rest = [override for override in overrides if override.partition("=")[0] != key]
+    try:
+        compose(rest)
+    except Exception as other:
+        return explain(other, rest, compose)
+    return f"{key} is {value!r}: it must be one value; a sweep over several is asked for with -m"
 
 
 def _names_nothing(override: str, compose: Callable[[Sequence[str]], Mapping[str, Any]]) -> bool:

@@ -16,6 +16,7 @@ from models.mixers.attention import Attention
 from recallbench.claim import take
 
 WHOLE = "it must be a whole number from 0 to 2^64 - 1"
+SWEEP = "it must be one value; a sweep over several is asked for with -m"
 
 MISTAKES = [
     # misspelt
@@ -33,6 +34,7 @@ MISTAKES = [
     ("+study=nope", "study is 'nope': it must be one of "),
     ("study=quick", "study is 'quick': a configuration of this group is added, as +study=quick"),
     ("model.layers=[mixr]", "model.layers[0].name is 'mixr': it must be one of attention, based, "),
+    ("+study=quick train.epoch=1,2", "train.epoch is '1,2': there is no such setting; did you mean train.epochs?"),
     ("+unknown=1", "unknown is 1: there is no such setting; there are "),
     ("+mixer.unknown=1", "mixer.unknown is 1: there is no such setting; there are "),
     ("+train.epoch=1", "train.epoch is 1: there is no such setting; did you mean epochs?"),
@@ -96,8 +98,8 @@ MISTAKES = [
     ("=3", "an override is '=3': it must be written SETTING=VALUE"),
     ("mixer", "'mixer' cannot be read: an override is written SETTING=VALUE"),
     ("seed=[1,2", "'seed=[1,2' cannot be read: an override is written SETTING=VALUE"),
-    ("mixer.feature_dim=1,2", "Ambiguous value for argument 'mixer.feature_dim=1,2'"),
-    ("seed=choice(1,2)", "Sweep parameters 'seed=choice(1,2)' requires --multirun"),
+    ("mixer.feature_dim=1,2", f"mixer.feature_dim is '1,2': {SWEEP}"),
+    ("seed=choice(1,2)", f"seed is 'choice(1,2)': {SWEEP}"),
     # several at once
     (
         "task.train=[{sequence_length:16}] train.epochs=0",
