@@ -14,6 +14,8 @@ DOCUMENTS = ("swde", "fda", "squad_completion", "lm_eval", "extraction")
 """The tasks that are running text, and documents, by `task.name`."""
 
 _RATE = "train.learning_rate"
+_NO_POINT = {_RATE, "train.micro_batch_size", "task.batch_size"}
+"""Settings that make no point: the rate is chosen, and how a batch is cut up changes no result."""
 _STATE = ["state.bytes", "state.elements", "state.length", "state.dtype", "state.bits"]
 _COST = ["cost.seconds", "cost.peak_memory_bytes", "cost.parameters"]
 
@@ -21,8 +23,8 @@ _COST = ["cost.seconds", "cost.peak_memory_bytes", "cost.parameters"]
 def points(runs: DataFrame, *, chosen_by: str = "validation_accuracy") -> DataFrame:
     """One row an architecture point, at its best learning rate, sorted by family and state.
 
-    A point is every setting but `train.learning_rate` and `seed`. Its learning rate has the best
-    mean `chosen_by` over the seeds that all its rates have, and over what diverged, which counts as
+    A point is every setting that can change a result but `train.learning_rate` and `seed`. Its learning rate has the
+    best mean `chosen_by` over the seeds that all its rates have, and over what diverged, which counts as
     0, or as infinite if less is better: chosen by validation, reported on test, over all seeds of
     that rate. Of equal rates, and of rates without a validation score, the smallest is taken.
 
@@ -109,13 +111,13 @@ def _trained(runs: DataFrame) -> DataFrame:
 
 
 def _architecture(runs: DataFrame) -> list[str]:
-    """The settings that make a point: dotted columns, but not those of a measured group.
+    """The settings that make a point: dotted columns, but not those of a measured group, nor where a corpus lies.
 
-    `seed`, which does not make a point, is the one setting without a dot.
+    What a corpus holds is `corpus.digest`. `seed`, which does not make a point, is the one setting without a dot.
     """
-    measured = ("state.", "cost.", "provenance.")
-    dotted = [name for name in runs if "." in str(name) and not str(name).startswith(measured)]
-    return [str(name) for name in dotted if name != _RATE]
+    others = ("state.", "cost.", "provenance.", "data.")
+    dotted = [str(name) for name in runs if "." in str(name)]
+    return [name for name in dotted if not name.startswith(others) and name not in _NO_POINT]
 
 
 def _metrics(runs: DataFrame) -> list[str]:

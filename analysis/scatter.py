@@ -1,4 +1,4 @@
-"""Architecture points in one panel or several: a marker each, error bars over seeds, labels clear of both."""
+"""Architecture points in one panel or several: a marker each, error bars, labels clear of both."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -41,14 +41,13 @@ def stacked(
 def scatter(axes: Axes, drawn: DataFrame, x: str, y: str, *, lines: Sequence[Floats] = ()) -> None:
     """Draw and label points, the most important first: where labels would collide, the last are left out.
 
-    `drawn` has the columns `family`, `label` and `seeds`, `x` and `y`, and `<y>_min` and `<y>_max` over seeds. Labels
-    keep clear of `lines` [m, 2] too. The limits of the axes must be final.
+    `drawn` has the columns `family` and `label`, `x` and `y`, and `<y>_min` and `<y>_max`, the ends of its error bar.
+    Labels keep clear of `lines` [m, 2] too. The limits of the axes must be final.
     """
     # Where markers meet, those of the smaller family stay in sight.
     for family, rows in sorted(drawn.groupby("family"), key=lambda group: -len(group[1])):
-        several = rows[rows["seeds"] > 1]
-        low, high = several[f"{y}_min"], several[f"{y}_max"]
-        axes.vlines(several[x], low, high, color=look(str(family)).color, linewidth=0.9)
+        spread = rows[rows[f"{y}_max"] > rows[f"{y}_min"]]
+        axes.vlines(spread[x], spread[f"{y}_min"], spread[f"{y}_max"], color=look(str(family)).color, linewidth=0.9)
         axes.plot(rows[x], rows[y], **marker(look(str(family))))
     label_points(
         axes,

@@ -194,10 +194,11 @@ def _logarithmic(axis: Axis, base: int, low: float, high: float) -> None:
         axes.set_ylim(low, high)
 
 
-def accuracy_axis(axes: Axes) -> None:
-    """Make y go from 0 to 1, with room for markers."""
-    axes.set_ylim(-0.02, 1.05)
-    axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+def accuracy_axis(axes: Axes, most: float = 1.0) -> None:
+    """Make y go from 0 to 1, or to 0.5 or 0.2 where that holds `most`, with room for markers."""
+    top, step = next((top, step) for top, step in ((0.2, 0.1), (0.5, 0.1), (1.0, 0.2)) if top >= most)
+    axes.set_ylim(-0.02 * top, 1.05 * top)
+    axes.set_yticks([tick * step for tick in range(round(top / step) + 1)])
 
 
 def readable_bytes(count: float) -> str:

@@ -249,6 +249,16 @@ def test_the_learning_rate_of_an_evaluation_is_that_of_its_training(record, writ
     assert (point["task"], point["accuracy"], point["train.learning_rate"]) == ("swde", 0.6, 3e-3)
 
 
+def test_how_few_questions_were_asked_is_the_error_bar_of_recall(record, write):
+    run = record(accuracy=0.3)
+    run["config"] |= {"task.name": "swde"}
+    run["metrics"] |= {"accuracy_low": 0.25, "accuracy_high": 0.36}
+    axes = real_recall_by_state.draw(load(write([run]))).axes[0]
+    (bar,) = axes.collections[0].get_segments()
+    assert bar[:, 1].tolist() == [0.25, 0.36]
+    assert 0.5 < axes.get_ylim()[1] < 0.6
+
+
 def test_own_documents_of_several_files_are_asked_of_apart(record, write):
     runs = [record(accuracy=0.1 * n, seed=n) for n in (1, 2)]
     for run, path in zip(runs, ("a/pages.jsonl", "b/squad.jsonl"), strict=True):

@@ -46,6 +46,17 @@ def test_rates_are_compared_on_the_seeds_that_all_of_them_have(record, write):
     assert (point["train.learning_rate"], point["seeds"]) == (3e-3, 2)
 
 
+def test_what_changes_no_result_makes_no_point(record, write):
+    """The same training on another machine: cut up otherwise, its corpus elsewhere."""
+    here, there = (record(accuracy=a, learning_rate=rate) for a, rate in ((0.8, 1e-3), (0.9, 3e-3)))
+    here["config"] |= {"train.micro_batch_size": 4, "data.path": "corpus/*.jsonl", "corpus.digest": "0f"}
+    there["config"] |= {"train.micro_batch_size": None, "data.path": "/scratch/a.jsonl", "corpus.digest": "0f"}
+    (point,) = points(load(write([here, there]))).to_dict("records")
+    assert (point["train.learning_rate"], point["label"]) == (3e-3, "")
+    there["config"]["corpus.digest"] = "f0"
+    assert len(points(load(write([here, there])))) == 2
+
+
 @pytest.mark.parametrize("status", ["diverged", "failed", "out_of_memory"])
 def test_runs_that_did_not_complete_do_not_win(record, write, status):
     runs = [
