@@ -24,14 +24,24 @@ report: .venv/analysis ## what RUNS hold of STUDY as one HTML file, to explore w
 status: .venv/ready ## how far STUDY is: what is done, runs, waits, failed
 	$(BIN)/python -m sweeps status $(STUDY) --runs $(RUNS)
 
-real-recall: .venv/ready ## train on CORPUS, ask of DOCUMENTS (Markdown, JSON lines, SQuAD) and draw; SETTINGS of the training
+ASK = $(BIN)/python -m recallbench +study=real_recall_documents runs=$(RUNS) $(QUESTIONS) \
+	model.run=$$($(BIN)/python -m sweeps best real_recall --runs $(RUNS))
+
+SENTENCES := $(if $(SQUAD),$(FIGURES)/real_recall/squad)
+
+real-recall: .venv/ready $(SENTENCES) ## train on CORPUS, ask of DOCUMENTS (Markdown, JSON lines, SQuAD), complete sentences of SQUAD, draw
 	@test -n "$(CORPUS)" -a -n "$(DOCUMENTS)" || { echo "make real-recall CORPUS='corpus/*.jsonl.xz' DOCUMENTS=valid.jsonl.xz"; exit 2; }
 	$(BIN)/python -m recallbench +study=real_recall data.path='$(CORPUS)' runs=$(RUNS) $(SETTINGS)
 	mkdir -p $(FIGURES)/real_recall
 	$(BIN)/python -m recallbench.recall.build_documents '$(DOCUMENTS)' --out $(FIGURES)/real_recall/documents.jsonl
-	$(BIN)/python -m recallbench +study=real_recall_documents task.path=$(FIGURES)/real_recall/documents.jsonl \
-		model.run=$$($(BIN)/python -m sweeps best real_recall --runs $(RUNS)) runs=$(RUNS) $(QUESTIONS)
+	$(ASK) task.path=$(FIGURES)/real_recall/documents.jsonl
+	$(if $(SQUAD),$(ASK) task=squad_completion task.data_dir=$(SENTENCES))
 	$(BIN)/python -m analysis figures $(RUNS) --study real_recall --out $(FIGURES)/real_recall
+
+$(SENTENCES): $(wildcard $(SQUAD)) | .venv/ready
+	rm -rf $@
+	mkdir -p $(@D)
+	$(BIN)/python -m recallbench.recall.build_completions '$(SQUAD)' --out $@
 
 bench: .venv/ready ## measure training and kernels on this machine: figures/bench/*.parquet
 	$(BIN)/python -m recallbench.benchmark --out $(FIGURES)/bench/training.parquet
