@@ -8,8 +8,10 @@ memory. Source: Yang and Zhang 2024, the package flash-linear-attention (extra `
 # pyright: reportCallIssue=false, reportArgumentType=false
 
 import importlib.util
+import re
 
 import torch
+import triton
 from torch import Tensor
 
 from kernels.backend import Backend, asked
@@ -24,7 +26,7 @@ Result = tuple[Tensor, Tensor]
 def takes_fla(backend: Backend | None, v: Tensor) -> bool:
     """Whether a call with values `v` goes to fla: where it is asked for, and never else.
 
-    An illegal access that its kernels made on an H200 (triton 3.6) is not understood yet.
+    Its kernels made an illegal access on an H200 (triton 3.6), and a gradient that is wrong (`delta_rule`).
 
     **Raises** `ValueError` where it is asked for and does not serve.
     """
@@ -49,7 +51,13 @@ def gated_linear_attention(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, s
 
 
 def delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor) -> Result:
-    """As `kernels.delta_rule`. With decays fla has no gradient on Hopper before triton 3.7.1 (its issue 640)."""
+    """As `kernels.delta_rule`.
+
+    **Raises** `ValueError` where a gradient is needed on Hopper with triton 3.4 to 3.7.0. With decays it is wrong there
+    (fla's issue 640); without, that of q differed by 0.96 of its norm on an H200 with triton 3.6.
+    """
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (q, k, v, beta, log_decay, state)):
+        check_compiler(v.device)
     from fla.ops.delta_rule import chunk_delta_rule  # noqa: PLC0415
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule  # noqa: PLC0415
 
@@ -67,6 +75,16 @@ def diagonal_delta_rule(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, a: Tenso
 
     r, k, v, a, b = _turned(v.dtype, r, k, v, a, b)
     return _result(chunk_rwkv7(r, *_turned(torch.float32, log_w), k, v, a, b, scale=1.0, **_states(state)))
+
+
+def check_compiler(device: torch.device) -> None:
+    """**Raises** `ValueError` where triton makes a wrong gradient of fla's delta rule."""
+    version = tuple(int(part) for part in re.findall(r"\d+", triton.__version__)[:3])
+    if torch.cuda.get_device_capability(device)[0] == 9 and (3, 4, 0) <= version < (3, 7, 1):
+        raise ValueError(
+            f"backend=fla got triton {triton.__version__} on a Hopper GPU, where the gradient of its delta rule is"
+            " wrong, and takes 3.7.1 or newer; backend=reference computes it"
+        )
 
 
 def _turned(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
