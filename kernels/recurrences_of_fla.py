@@ -18,6 +18,7 @@ from kernels.backend import Backend, asked
 
 INSTALLED = importlib.util.find_spec("fla") is not None
 HALVES = (torch.bfloat16, torch.float16)
+TRITON = tuple(int(part) for part in re.findall(r"\d+", triton.__version__)[:3])
 
 Result = tuple[Tensor, Tensor]
 """Outputs [B, H, N, V], and the state after all N tokens [B, H, K, V] in float32."""
@@ -79,8 +80,7 @@ def diagonal_delta_rule(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, a: Tenso
 
 def check_compiler(device: torch.device) -> None:
     """**Raises** `ValueError` where triton makes a wrong gradient of fla's delta rule."""
-    version = tuple(int(part) for part in re.findall(r"\d+", triton.__version__)[:3])
-    if torch.cuda.get_device_capability(device)[0] == 9 and (3, 4, 0) <= version < (3, 7, 1):
+    if torch.cuda.get_device_capability(device)[0] == 9 and (3, 4, 0) <= TRITON < (3, 7, 1):
         raise ValueError(
             f"backend=fla got triton {triton.__version__} on a Hopper GPU, where the gradient of its delta rule is"
             " wrong, and takes 3.7.1 or newer; backend=reference computes it"
