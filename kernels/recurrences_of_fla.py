@@ -57,8 +57,14 @@ def delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor 
     **Raises** `ValueError` where a gradient is needed on Hopper with triton 3.4 to 3.7.0. With decays it is wrong there
     (fla's issue 640); without, that of q differed by 0.96 of its norm on an H200 with triton 3.6.
     """
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (q, k, v, beta, log_decay, state)):
-        check_compiler(v.device)
+    needed = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (q, k, v, beta, log_decay, state)
+    )
+    if needed and miscompiled(v.device):
+        raise ValueError(
+            f"backend=fla got triton {triton.__version__} on a Hopper GPU, where the gradient of its delta rule is"
+            " wrong, and takes 3.7.1 or newer; backend=reference computes it"
+        )
     from fla.ops.delta_rule import chunk_delta_rule  # noqa: PLC0415
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule  # noqa: PLC0415
 
@@ -78,13 +84,9 @@ def diagonal_delta_rule(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, a: Tenso
     return _result(chunk_rwkv7(r, *_turned(torch.float32, log_w), k, v, a, b, scale=1.0, **_states(state)))
 
 
-def check_compiler(device: torch.device) -> None:
-    """**Raises** `ValueError` where triton makes a wrong gradient of fla's delta rule."""
-    if torch.cuda.get_device_capability(device)[0] == 9 and (3, 4, 0) <= TRITON < (3, 7, 1):
-        raise ValueError(
-            f"backend=fla got triton {triton.__version__} on a Hopper GPU, where the gradient of its delta rule is"
-            " wrong, and takes 3.7.1 or newer; backend=reference computes it"
-        )
+def miscompiled(device: torch.device) -> bool:
+    """Whether triton makes a wrong gradient of fla's delta rule there."""
+    return torch.cuda.get_device_capability(device)[0] == 9 and (3, 4, 0) <= TRITON < (3, 7, 1)
 
 
 def _turned(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
