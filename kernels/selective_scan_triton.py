@@ -35,7 +35,7 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 
 class Blocks(NamedTuple):
-    """How the work is cut; counts of channels are powers of two, and `unroll` divides `tile`.
+    """How the work is cut; counts of channels are powers of two.
 
     States come in pieces of L for all channels of a program, which are tensors of their own: so their number need not
     be a power of two, and which thread holds what does not hang on the compiler's choice among equals.
@@ -44,32 +44,36 @@ class Blocks(NamedTuple):
     forward_channels: int
     backward_channels: int
     tile: int
-    """T: the backward pass holds T + 1 states of its channels in registers."""
-    unroll: int
-    """Steps of the forward pass whose inputs are under way at once."""
+    """T: the backward pass holds T + 1 states of its channels in registers; forward, T inputs are under way at once."""
+    registers: int | None
+    """What a thread of the backward pass is held to, so that a scheduler has three warps to choose from."""
 
     def forward(self, E: int, S: int, keep: bool) -> dict[str, Any]:
         """What `_forward` is compiled for."""
         return {
-            "E": E, "S": S, "L": min(8, _padded(S)), "BE": self.forward_channels, "T": self.tile, "UNROLL": self.unroll,
-            "KEEP": keep, "num_warps": 1,
+            "E": E, "S": S, "L": min(8, _padded(S)), "BE": self.forward_channels, "T": self.tile, "KEEP": keep,
+            "num_warps": 1,
         }  # fmt: skip
 
     def backward(self, E: int, S: int) -> dict[str, Any]:
         """What `_backward` is compiled for."""
         BE = self.backward_channels
-        return {"E": E, "S": S, "L": 128 // BE, "BE": BE, "T": self.tile, "num_warps": 1}
+        return {
+            "E": E, "S": S, "L": 128 // BE, "BE": BE, "T": self.tile, "num_warps": 1, "maxnreg": self.registers,
+        }  # fmt: skip
 
 
 def blocks(S: int) -> Blocks:
     """The cut for S states a channel: the one place that chooses it. A program is a warp, which spares it barriers.
 
     Forward, a thread has two channels to itself, as long as S is at most 32. Backward, it has up to 16 states as long
-    as S is at most 64: with tiles of 8 they take all registers that a thread can have.
+    as S is at most 64: tiles of 4 and 168 registers, some of 16 states outside them, are quicker than two warps with
+    all registers.
     """
     padded = _padded(S)
-    tile = min(8, 512 // padded)
-    return Blocks(min(64, 2048 // padded), min(128, max(8, 512 // padded)), tile, min(4, tile))
+    tile = min(4, 512 // padded)
+    registers = 168 if padded <= 64 else None
+    return Blocks(min(64, 2048 // padded), min(128, max(8, 512 // padded)), tile, registers)
 
 
 def _padded(S: int) -> int:
@@ -82,7 +86,7 @@ def _forward(
     x_ptr, dt_ptr, rate_ptr, b_ptr, c_ptr, state_ptr, y_ptr, final_ptr, starts_ptr,
     N, sequences, b_row, b_step, c_row, c_step,
     E: tl.constexpr, S: tl.constexpr, L: tl.constexpr, BE: tl.constexpr,
-    T: tl.constexpr, UNROLL: tl.constexpr, KEEP: tl.constexpr,
+    T: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
     """All N steps of BE channels: states h in pieces [L, BE]."""
     pieces: tl.constexpr = (S + L - 1) // L
@@ -111,13 +115,13 @@ def _forward(
         inside = (p * L + s < S)[:, None] & in_e[None, :]
         rates += (tl.load(rate_ptr + p * L * E, mask=inside, other=0.0),)
         hs += (tl.load(state_ptr + p * L * E, mask=inside, other=0.0),)
-    for first in range(0, N, UNROLL):
-        if KEEP and first % T == 0:
+    for first in range(0, N, T):
+        if KEEP:
             for p in tl.static_range(pieces):
                 inside = (p * L + s < S)[:, None] & in_e[None, :]
                 tl.store(starts_ptr + (first // T * S + p * L) * E, hs[p].to(starts_ptr.dtype.element_ty), mask=inside)
         ys = ()
-        for i in tl.static_range(UNROLL):
+        for i in tl.static_range(T):
             n = first + i
             # dt = 0 past the end, where steps then leave the state as it is.
             x = tl.load(x_ptr + n * E, mask=in_e & (n < N), other=0.0).to(tl.float32)
@@ -135,7 +139,7 @@ def _forward(
             hs = after
             ys += (y,)
         # Stores come last, as no load may overtake a store.
-        for i in tl.static_range(UNROLL):
+        for i in tl.static_range(T):
             n = first + i
             tl.store(y_ptr + n * E, ys[i].to(y_ptr.dtype.element_ty), mask=in_e & (n < N))
     for p in tl.static_range(pieces):
@@ -186,17 +190,18 @@ def _backward(
             inside = (p * L + lane < S) & in_e
             start = tl.load(starts_ptr + ((tiles - 1 - done) * S + p * L) * E, mask=inside, other=0.0)
             hs = (hs[0] + (start.to(tl.float32),),)
-        dy_ahead, c_ahead = _outer(dy_ptr, c_ptr, first + T - 1, N, s, in_e, E, S, L, c_step)
         for i in tl.static_range(T):
             x, dt, bs = _inputs(x_ptr, dt_ptr, b_ptr, first + i, N, s, in_e, E, S, L, b_step)
             hs += (_after(hs[i], rates, x, dt, bs),)
+        next_x, next_dt, next_bs = _inputs(x_ptr, dt_ptr, b_ptr, first + T - 1, N, s, in_e, E, S, L, b_step)
+        next_dy, next_cs = _outer(dy_ptr, c_ptr, first + T - 1, N, s, in_e, E, S, L, c_step)
         for i in tl.static_range(T - 1, -1, -1):
             n = first + i
-            dy, cs = dy_ahead, c_ahead
+            x, dt, bs, dy, cs = next_x, next_dt, next_bs, next_dy, next_cs
             # No load may overtake a store, so those of the next step come before the stores of this one.
             if i > 0:
-                dy_ahead, c_ahead = _outer(dy_ptr, c_ptr, n - 1, N, s, in_e, E, S, L, c_step)
-            x, dt, bs = _inputs(x_ptr, dt_ptr, b_ptr, n, N, s, in_e, E, S, L, b_step)
+                next_x, next_dt, next_bs = _inputs(x_ptr, dt_ptr, b_ptr, n - 1, N, s, in_e, E, S, L, b_step)
+                next_dy, next_cs = _outer(dy_ptr, c_ptr, n - 1, N, s, in_e, E, S, L, c_step)
             dhs, das, dcs, dbs, du, ddt = _adjoint(dhs, das, hs[i], hs[i + 1], rates, x, dt, dy, bs, cs)
             for p in tl.static_range(pieces):
                 in_s = (p * L + s < S) & (n < N)
