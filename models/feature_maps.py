@@ -7,7 +7,7 @@ can be normalised by the running sum of similarities; the others go without that
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import combinations_with_replacement
 
 import torch
@@ -80,9 +80,9 @@ class Taylor(FeatureMap):
         self.expanded_dim = sum(math.comb(feature_dim + d - 1, d) for d in range(order + 1))
         for degree in range(2, order + 1):
             index, orderings = monomials(feature_dim, degree)
-            weight = orderings / (math.factorial(degree) * feature_dim ** (degree / 2))
+            divisor = math.factorial(degree) * feature_dim ** (degree / 2)
             self.register_buffer(f"index_{degree}", index, persistent=False)
-            self.register_buffer(f"scale_{degree}", weight.sqrt(), persistent=False)
+            self.register_buffer(f"scale_{degree}", roots(n / divisor for n in orderings), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         features = [torch.ones_like(x[..., :1]), x * self.feature_dim**-0.25]
@@ -102,11 +102,19 @@ class Taylor(FeatureMap):
         return total
 
 
-def monomials(feature_dim: int, degree: int) -> tuple[Tensor, Tensor]:
+def monomials(feature_dim: int, degree: int) -> tuple[Tensor, list[float]]:
     """The distinct products of `degree` features: which features [degree, M], and how often each occurs in all [M]."""
     products = list(combinations_with_replacement(range(feature_dim), degree))
     orderings = [math.factorial(degree) / math.prod(map(math.factorial, Counter(m).values())) for m in products]
-    return torch.tensor(products).T.contiguous(), torch.tensor(orderings, dtype=torch.float64)
+    return torch.tensor(products).T.contiguous(), orderings
+
+
+def roots(weights: Iterable[float]) -> Tensor:
+    """Square roots [M] of numbers, not of a tensor: torch computes on the device "meta" with its compiler imported.
+
+    Each command that checks settings builds the model there, and would take two seconds more.
+    """
+    return torch.tensor([math.sqrt(weight) for weight in weights], dtype=torch.float64)
 
 
 class Rebased(FeatureMap):
@@ -124,7 +132,7 @@ class Rebased(FeatureMap):
         index, orderings = monomials(feature_dim, 2)
         self.expanded_dim = index.shape[1]
         self.register_buffer("index", index, persistent=False)
-        self.register_buffer("scale", (orderings / feature_dim).sqrt(), persistent=False)
+        self.register_buffer("scale", roots(n / feature_dim for n in orderings), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x, (i, j) = self._normalise(x), self.get_buffer("index")
