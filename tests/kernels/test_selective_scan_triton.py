@@ -130,7 +130,7 @@ def test_outputs_are_the_same_without_gradients():
 
 
 def test_gradients_do_not_vary():
-    tensors = inputs(2, T + 1, 40, 16)
+    tensors = inputs(2, T + 1, 40, 16) if CUDA else inputs(1, 3, 5, 16)  # an interpreter goes in order
     for a, b in zip(results(fused, tensors), results(fused, tensors), strict=True):
         assert torch.equal(a, b)
 

@@ -133,7 +133,8 @@ def test_any_strides():
 
 
 def test_gradients_do_not_vary():
-    given = operands(3, 70, 6, 4, True, True, torch.float32)
+    B, N = (3, 70) if CUDA else (1, 5)  # an interpreter goes in order
+    given = operands(B, N, 6, 4, True, True, torch.float32)
     once, again = (
         gradients(lambda own: short_conv(**own, silu=True, gated=True, backend="triton"), given) for _ in range(2)
     )
