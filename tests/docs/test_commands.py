@@ -8,6 +8,7 @@ import importlib.util
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -86,18 +87,34 @@ def in_process(module: str) -> int:
     return 0
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """Where the runs of the study `quick` are kept, once it was done."""
+    return tmp_path_factory.mktemp("quick") / "runs"
+
+
+@pytest.fixture
+def quick(at_hand, kept, monkeypatch):
+    """The study that some pages look back at, done for the first of them."""
+    if kept.exists():
+        shutil.copytree(kept, "runs", dirs_exist_ok=True)
+    else:
+        assert run(monkeypatch, ["python", "-m", "recallbench", "+study=quick"]) == 0
+        shutil.copytree("runs", kept)
+
+
 @pytest.mark.filterwarnings("ignore:.* found in sys.modules:RuntimeWarning")  # of runpy
 @pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
-def test_the_commands_of_a_page_work(page, at_hand, monkeypatch, capfd):
-    assert run(monkeypatch, ["python", "-m", "recallbench", "+study=quick"]) == 0  # which some pages look back at
+@pytest.mark.usefixtures("quick")
+def test_the_commands_of_a_page_work(page, monkeypatch, capfd):
     for words in commands(page):
         assert run(monkeypatch, words) == 0, f"{shlex.join(words)}\n{''.join(capfd.readouterr())}"
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if python_of(page)], ids=lambda page: page.stem)
-def test_the_python_of_a_page_works(page, at_hand, monkeypatch):
-    for module, study in (("recallbench", "quick"), ("recallbench.throughput", "quick_throughput")):
-        assert run(monkeypatch, ["python", "-m", module, f"+study={study}"]) == 0
+@pytest.mark.usefixtures("quick")
+def test_the_python_of_a_page_works(page, monkeypatch):
+    assert run(monkeypatch, ["python", "-m", "recallbench.throughput", "+study=quick_throughput"]) == 0
     names = {"__name__": page.stem}
     for block in python_of(page):
         exec(compile(block, page.name, "exec"), names)
