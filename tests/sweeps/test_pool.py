@@ -201,9 +201,9 @@ STUDY = [
     "task.vocab_size=16",
     "task.sequence_length=8",
     "task.num_kv_pairs=2",
-    "task.num_examples=1024",
+    "task.num_examples=128",
     "task.num_test_examples=16",
-    "mixer=attention",
+    "mixer=slow",
     "model.d_model=4,8,12",
     "train.batch_size=8",
     "train.epochs=4",
@@ -214,16 +214,48 @@ STUDY = [
 ]
 """Three runs of some seconds each, for two workers."""
 
+SLOW = """
+import time
+from models.mixers.attention import Attention
 
-def start(runs, *overrides, root=ROOT):
-    return subprocess.Popen(
-        [sys.executable, "-m", "recallbench", *STUDY, f"runs={runs}", *overrides],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+class Slow(Attention):
+    def forward(self, x):
+        time.sleep(0.03)
+        return super().forward(x)
+"""
+"""Takes long and leaves the processor to others meanwhile."""
+
+DEADLY = """
+import os, signal
+from models.mixers.attention import Attention
+
+class Deadly(Attention):
+    def forward(self, x):
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Start the study in a copy of the project that has two more mixers."""
+    checkout = tmp_path_factory.mktemp("checkout")
+    for room in ("kernels", "models", "recallbench", "sweeps", "hydra_plugins", "conf"):
+        shutil.copytree(ROOT / room, checkout / room, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, code in (("slow", SLOW), ("deadly", DEADLY)):
+        (checkout / "models" / "mixers" / f"{name}.py").write_text(code)
+        (checkout / "conf" / "mixer" / f"{name}.yaml").write_text(f"name: {name}\n")
+
+    def started(runs, *overrides):
+        return subprocess.Popen(
+            [sys.executable, "-m", "recallbench", *STUDY, f"runs={runs}", *overrides],
+            cwd=checkout,
+            env={**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return started
 
 
 def finish(process):
@@ -238,14 +270,14 @@ def working(runs):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def undisturbed(start, tmp_path_factory):
     """The study's results."""
     runs = tmp_path_factory.mktemp("undisturbed")
     assert finish(start(runs)) == (0, "sweep: 3 runs done", "")
     return results(runs)
 
 
-def test_a_killed_worker_is_replaced(undisturbed, tmp_path):
+def test_a_killed_worker_is_replaced(start, undisturbed, tmp_path):
     study = start(tmp_path)
     (identity, pid), *_ = wait_until(lambda: working(tmp_path)).items()
     os.kill(pid, signal.SIGKILL)
@@ -262,7 +294,7 @@ def gone(pid):
     return False
 
 
-def test_workers_leave_once_the_process_that_started_them_is_killed(undisturbed, tmp_path):
+def test_workers_leave_once_the_process_that_started_them_is_killed(start, undisturbed, tmp_path):
     study = start(tmp_path)
     workers = wait_until(lambda: len(found := set(working(tmp_path).values())) == 2 and found)
     study.kill()
@@ -275,7 +307,7 @@ def test_workers_leave_once_the_process_that_started_them_is_killed(undisturbed,
     assert results(tmp_path) == undisturbed
 
 
-def test_a_signal_stops_all_workers_and_the_same_command_goes_on(undisturbed, tmp_path):
+def test_a_signal_stops_all_workers_and_the_same_command_goes_on(start, undisturbed, tmp_path):
     study = start(tmp_path)
     wait_until(lambda: working(tmp_path))
     study.send_signal(signal.SIGINT)
@@ -288,7 +320,7 @@ def test_a_signal_stops_all_workers_and_the_same_command_goes_on(undisturbed, tm
     assert results(tmp_path) == undisturbed
 
 
-def test_a_study_leaves_within_its_time(tmp_path):
+def test_a_study_leaves_within_its_time(start, tmp_path):
     """Runs that would take an hour: it is by itself that the command ends."""
     status, last, errors = finish(start(tmp_path, "train.epochs=100000", "sweep.time_budget=25s"))
     assert (status, errors) == (0, "")
@@ -310,25 +342,10 @@ def test_a_study_that_runs_out_of_time_again_and_again_ends_the_same(tmp_path):
     assert results(tmp_path / "runs") == results(tmp_path / "whole")
 
 
-DEADLY = """
-import os, signal
-from models.mixers.attention import Attention
-
-class Deadly(Attention):
-    def forward(self, x):
-        os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def test_a_run_that_kills_its_process_fails_at_last_and_the_others_are_done(tmp_path):
-    checkout = tmp_path / "checkout"
-    for room in ("kernels", "models", "recallbench", "sweeps", "hydra_plugins", "conf"):
-        shutil.copytree(ROOT / room, checkout / room, ignore=shutil.ignore_patterns("__pycache__"))
-    (checkout / "models" / "mixers" / "deadly.py").write_text(DEADLY)
-    (checkout / "conf" / "mixer" / "deadly.yaml").write_text("name: deadly\n")
-    study = start(tmp_path / "runs", "mixer=deadly,attention", "model.d_model=4", "task.num_examples=64", root=checkout)
+def test_a_run_that_kills_its_process_fails_at_last_and_the_others_are_done(start, tmp_path):
+    study = start(tmp_path, "mixer=deadly,attention", "model.d_model=4", "task.num_examples=64")
     assert finish(study) == (0, "sweep: 2 runs done (1 failed)", "")
-    records = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*/result.json")]
+    records = [json.loads(path.read_text()) for path in tmp_path.glob("*/result.json")]
     ended = {record["family"]: (record["status"], record["reason"]) for record in records}
     reason = "its process died 3 times without reaching a checkpoint (killed, or out of host memory?)"
     assert ended == {"attention": ("completed", None), "deadly": ("failed", reason)}
