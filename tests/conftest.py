@@ -15,6 +15,11 @@ def pytest_configure(config: pytest.Config) -> None:
     gc.set_threshold(50_000, 20, 20)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Modules stay to the end: nobody looks for garbage among them, as each measurement of a speed would."""
+    gc.freeze()
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """One more than there are cores, since the tests of SLURM wait for others most of their time."""
@@ -23,12 +28,13 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 TOGETHER = (
     "tests/slurm/",  # of which there is one
+    "tests/analysis/test_figures.py",
     "tests/analysis/test_report.py",
     "tests/e2e/test_study_to_figures.py",
     "tests/sweeps/test_import_export.py",
     "tests/sweeps/test_pool.py",
 )
-"""Tests that go to one worker, since each worker makes for itself what they share: a browser, or a study that ran."""
+"""Tests that go to one worker, since each worker makes for itself what they share: a browser, figures, a study."""
 
 
 @pytest.hookimpl(optionalhook=True)
