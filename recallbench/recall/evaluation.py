@@ -16,6 +16,7 @@ from recallbench import config as training
 from recallbench.config import AnyRun, ExecutionConfig, Settings, attempt, flat, require
 from recallbench.recall.documents import Document, read_documents
 from recallbench.recall.source import Source, resolve_source
+from recallbench.record import RunDirectory
 from recallbench.text.tokenizer import Tokenizer, load_tokenizer
 
 REQUIRED = ("task", "model")
@@ -110,7 +111,8 @@ def resolve(config: Settings) -> Evaluation:
     errors: list[SettingError] = []
     group = config["task"]
     task = attempt(errors, "task", lambda: check(TASKS[group["name"]], group))
-    source = attempt(errors, "model", lambda: resolve_source(config["model"], str(config.get("runs") or "runs")))
+    runs = str(config.get("runs") or "runs")
+    source = attempt(errors, "model", lambda: resolve_source(config["model"], runs))
     documents, digest = [], None
     if isinstance(task, ExtractionConfig):
         documents, digest = attempt(errors, "task", lambda: read_documents(task.path)) or ([], None)
@@ -130,7 +132,7 @@ def resolve(config: Settings) -> Evaluation:
         raise SettingErrors(errors)
 
     settings = {**flat({"task": {**task.model_dump(mode="json"), "tokenizer": tokenizer}}), **source.settings}
-    return Evaluation(
+    run = Evaluation(
         source.architecture,  # pyright: ignore[reportArgumentType] - a checkpoint's is known once it is loaded
         source.family,
         settings,
@@ -140,6 +142,10 @@ def resolve(config: Settings) -> Evaluation:
         tokenizer,
         documents,
     )
+    if not source.has_weights() and (config.get("rerun") or not RunDirectory(runs, run.identity).has_record()):
+        expected = f"its weights are not in {runs}, only its record, so that nothing new can be asked of it"
+        raise SettingErrors([SettingError("model.run", config["model"]["run"], expected)])
+    return run
 
 
 def runs_of(config: Settings) -> list[Evaluation]:

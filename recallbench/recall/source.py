@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pydantic import BaseModel, ConfigDict
 
 from models import LanguageModel, ModelConfig, build_model
@@ -29,7 +28,10 @@ FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.tiktoken"]
 
 
 class TrainedConfig(BaseModel):
-    """`run`: the identity of a training, or its first characters; its weights are in the folder of run records."""
+    """`run`: the identity of a training, or its first characters; its record is in the folder of run records.
+
+    Its weights are there, too, unless the record was imported: then what it was asked elsewhere is known, no more.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -72,6 +74,10 @@ class Source:
             model = build_model(self.config)
         return model.to(device, dtype).eval().requires_grad_(False)
 
+    def has_weights(self) -> bool:
+        """Whether it can be built."""
+        return not isinstance(self.config, TrainedConfig) or (self.folder / "weights.pt").exists()
+
     def prefix(self) -> list[int]:
         """The tokens that the model's own tokeniser puts before a text."""
         if not isinstance(self.config, HuggingFaceConfig):
@@ -108,15 +114,11 @@ def resolve_source(group: Mapping[str, Any], runs: str) -> Source:
 
 
 def _trained(config: TrainedConfig, label: str | None, runs: str) -> Source:
-    found = sorted(path.parent for path in Path(runs).glob(f"{config.run}*/weights.pt")) if config.run else []
-    if len(found) != 1:
-        expected = "it must be the identity of a completed run" if not found else "it must name one run alone"
-        raise SettingError("run", config.run, f"{expected} in {runs}, a folder with weights.pt in it")
-    directory = RunDirectory(runs, found[0].name)
-    settings = yaml.safe_load((directory.path / "config.yaml").read_text())
-    record = directory.record() if directory.has_record() else {"status": "not done"}
+    directory = _training(config.run, runs)
+    record: dict[str, Any] = directory.record() if directory.has_record() else {"status": "not done"}
     if record["status"] != "completed":
         raise SettingError("run", config.run, f"it must have completed, and its status is {record['status']}")
+    settings = record["config"]
     own = {key.removeprefix("model."): value for key, value in settings.items() if key.startswith("model.")}
     architecture = check_model({key: value for key, value in own.items() if key != "family"})
     if isinstance(architecture, HuggingFaceConfig):
@@ -133,6 +135,23 @@ def _trained(config: TrainedConfig, label: str | None, runs: str) -> Source:
         settings.get("corpus.tokenizer"),
         directory.path,
     )
+
+
+def _training(run: str, runs: str) -> RunDirectory:
+    """The one training whose identity begins so; where none has weights, of those whose record was imported."""
+    begins = sorted(path for path in Path(runs).glob(f"{run}*") if path.is_dir()) if run else []
+    found = [path for path in begins if (path / "weights.pt").exists()]
+    if not found:
+        imported = [RunDirectory(runs, path.name) for path in begins if (path / "result.json").exists()]
+        found = [each.path for each in imported if _is_training(each.record()["config"])]
+    if len(found) != 1:
+        expected = "it must be the identity of a completed run" if not found else "it must name one run alone"
+        raise SettingError("run", run, f"{expected} in {runs}")
+    return RunDirectory(runs, found[0].name)
+
+
+def _is_training(settings: Mapping[str, Any]) -> bool:
+    return settings.get("train.learning_rate") is not None and settings.get("model.run") is None
 
 
 def _released(config: CheckpointConfig, label: str | None) -> Source:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 
 import pytest
 import torch
@@ -97,6 +98,7 @@ def folder(tmp_path_factory):
         "model.family": None,
         **{f"model.{key}": value for key, value in config.model_dump(mode="json").items()},
         "corpus.tokenizer": str(root / "llama"),
+        "train.learning_rate": 0.001,
     }
     training = AnyRun(config, "attention", settings, {"a": "training"})
     directory = WritableDirectory(root / "runs", training)
@@ -251,6 +253,27 @@ def test_documents_of_ones_own_are_a_run_like_any_other(folder):
         "length",
     }
     assert sum(each["examples"] for each in record["slices"] if "length" in each) == record["metrics"]["examples"]
+
+
+def test_of_an_imported_training_what_was_asked_is_known_and_nothing_else(folder, tmp_path):
+    """Its record has come without its weights, and with that of an evaluation."""
+    root, trained = folder
+    asked = resolve(configuration(folder))
+    here = {"runs": str(tmp_path)}
+    (tmp_path / trained).mkdir()
+    shutil.copy(root / "runs" / trained / "result.json", tmp_path / trained)
+    with pytest.raises(SettingErrors, match=f"model.run is '{trained}': its weights are not in"):
+        resolve(configuration(folder, **here))
+    imported = RunDirectory(tmp_path, asked.identity)
+    imported.path.mkdir()
+    imported.record_path.write_text(json.dumps({"status": "completed", "config": asked.settings}))
+    again = resolve(configuration(folder, model={"run": trained[:8]}, **here))
+    assert (again.identity, again.settings) == (asked.identity, asked.settings)
+    for more in ({"rerun": True}, {"task": {"limit": 3}}):
+        with pytest.raises(SettingErrors, match="only its record, so that nothing new can be asked of it"):
+            resolve(configuration(folder, **more, **here))
+    with pytest.raises(SettingErrors, match="it must be the identity of a completed run"):
+        resolve(configuration(folder, model={"run": asked.identity}, **here))
 
 
 def test_an_identity_is_of_what_changes_the_result(folder, tmp_path):
