@@ -42,6 +42,7 @@ def run(config: DictConfig) -> None:
         console.print("it has a record already; rerun=true runs it again")
         return
     check_device(runs, execution)
+    runs[0].check_weights(execution.runs)
     with watch({label: directory}, console, runs[0].family), stopping as stop:
         _perform(runs, execution, stop)
     if directory.has_record() or ranks.rank() > 0:

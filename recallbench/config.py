@@ -21,6 +21,7 @@ from models.huggingface import HuggingFaceConfig
 from models.language_model import build_mixer, check_model
 from models.mixers import ALL_MIXERS
 from models.settings import SettingError, SettingErrors, check, construct, schema
+from recallbench.record import RunDirectory
 from recallbench.task import Task
 from recallbench.tasks import TASKS
 
@@ -169,6 +170,12 @@ class AnyRun:
     def check_device(self, device: torch.device) -> None:
         """**Raises** `SettingError` where it cannot be carried out on a device that its mixers run on."""
 
+    def check_weights(self, runs: str) -> None:
+        """**Raises** `SettingError` where the run that it starts from has a record in `runs` without its weights.
+
+        So it is where a record was imported.
+        """
+
 
 @dataclasses.dataclass(frozen=True)
 class Run(AnyRun):
@@ -197,6 +204,14 @@ class Run(AnyRun):
         essence = {key: value for key, value in self.essence.items() if key != "decode"}
         settings = {**self.settings, "decode.state_dtype": None}
         return dataclasses.replace(self, decode=DecodeConfig(), essence=essence, settings=settings)
+
+    def check_weights(self, runs: str) -> None:
+        if self.decode.state_dtype is None:
+            return
+        base = RunDirectory(runs, self.trained.identity)
+        if base.has_record() and base.record()["status"] == "completed" and not base.weights_path.exists():
+            expected = f"its training has a record in {runs} and no weights; with null, rerun=true trains it again"
+            raise SettingError("decode.state_dtype", self.decode.state_dtype, expected)
 
 
 class ResolvedModel(NamedTuple):

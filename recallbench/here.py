@@ -15,12 +15,15 @@ def run_here(*overrides: str, config_name: str = "config") -> dict[str, Any]:
 
     **Arguments:** `overrides`: as at the command line, such as `"mixer=based"`, `"train.epochs=4"`; `config_name`:
     the file in conf/ that says which settings there are.
-    **Raises** `SettingErrors` for what is wrong with them; `CannotGoOn` where another process is at the run.
+    **Raises** `SettingError` or `SettingErrors` for what is wrong with them; `CannotGoOn` where another process is at
+    the run.
     """
     settings = plain(compose(overrides, config_name))
     (run,), execution = runs_of(settings), execution_of(settings)
-    perform([run], execution, StopRequest())
     directory = RunDirectory(execution.runs, run.identity)
+    if execution.rerun or not directory.has_record():
+        run.check_weights(execution.runs)
+        perform([run], execution, StopRequest())
     if not directory.has_record():
         raise CannotGoOn(f"{directory.path} is left to another process")
     return directory.record()

@@ -3,7 +3,7 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -76,15 +76,16 @@ def run_study(
     found = check_points(points, compose)
     execution = execution_of(found[0].settings)
     launcher.check([run for _, _, run in found], execution)
+    directories = {point: RunDirectory(execution.runs, run.identity) for point, _, run in found}
+    waiting = directories if execution.rerun else _without_record(directories, execution.runs)
+    _check_weights([run for point, _, run in found if point in waiting], execution.runs)
     if execution.study is not None:
         identities = [run.identity for _, _, run in found]
         write_study(execution.runs, execution.study, identities)
         write_command(launch_folder(execution.runs, execution.study), module, command, identities)
-    directories = {point: RunDirectory(execution.runs, run.identity) for point, _, run in found}
     if execution.rerun:
         _set_aside(directories.values())
-    there = set(os.listdir(execution.runs)) if os.path.isdir(execution.runs) else set()
-    waiting = {p: d for p, d in directories.items() if d.identity not in there or not d.has_record()}
+        waiting = _without_record(directories, execution.runs)
     title = execution.study or "sweep"
     console.print(
         f"{title}: {_count(len(found), 'run')}, {len(found) - len(waiting)} done, {len(waiting)} to go", soft_wrap=True
@@ -159,6 +160,23 @@ def tally(directories: Iterable[RunDirectory], execution: ExecutionConfig) -> st
     if left and over is not None and time.monotonic() >= over:
         parts.append("the time budget is over, the same command goes on from here")
     return ", ".join(parts)
+
+
+def _without_record(directories: Mapping[Point, RunDirectory], runs: str) -> dict[Point, RunDirectory]:
+    """What is to do; one look at the folder spares most of many looks."""
+    there = set(os.listdir(runs)) if os.path.isdir(runs) else set()
+    return {p: d for p, d in directories.items() if d.identity not in there or not d.has_record()}
+
+
+def _check_weights(runs: Iterable[AnyRun], folder: str) -> None:
+    errors: list[SettingError] = []
+    for run in runs:
+        try:
+            run.check_weights(folder)
+        except SettingError as error:
+            errors.append(error)
+    if errors:
+        raise SettingErrors(errors)
 
 
 def _set_aside(directories: Iterable[RunDirectory]) -> None:

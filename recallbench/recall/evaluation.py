@@ -16,7 +16,6 @@ from recallbench import config as training
 from recallbench.config import AnyRun, ExecutionConfig, Settings, attempt, flat, require
 from recallbench.recall.documents import Document, read_documents
 from recallbench.recall.source import Source, resolve_source
-from recallbench.record import RunDirectory
 from recallbench.text.tokenizer import Tokenizer, load_tokenizer
 
 REQUIRED = ("task", "model")
@@ -94,6 +93,11 @@ class Evaluation(AnyRun):
         """Of weights, activations and state."""
         return getattr(torch, self.task.dtype)
 
+    def check_weights(self, runs: str) -> None:
+        if not self.source.has_weights():
+            expected = f"its weights are not in {runs}, only its record, so that nothing new can be asked of it"
+            raise SettingError("model.run", self.settings["model.run"], expected)
+
 
 class Members(BaseModel):
     """The evaluation of a job, of which there is nothing to say."""
@@ -111,8 +115,7 @@ def resolve(config: Settings) -> Evaluation:
     errors: list[SettingError] = []
     group = config["task"]
     task = attempt(errors, "task", lambda: check(TASKS[group["name"]], group))
-    runs = str(config.get("runs") or "runs")
-    source = attempt(errors, "model", lambda: resolve_source(config["model"], runs))
+    source = attempt(errors, "model", lambda: resolve_source(config["model"], str(config.get("runs") or "runs")))
     documents, digest = [], None
     if isinstance(task, ExtractionConfig):
         documents, digest = attempt(errors, "task", lambda: read_documents(task.path)) or ([], None)
@@ -132,7 +135,7 @@ def resolve(config: Settings) -> Evaluation:
         raise SettingErrors(errors)
 
     settings = {**flat({"task": {**task.model_dump(mode="json"), "tokenizer": tokenizer}}), **source.settings}
-    run = Evaluation(
+    return Evaluation(
         source.architecture,  # pyright: ignore[reportArgumentType] - a checkpoint's is known once it is loaded
         source.family,
         settings,
@@ -142,10 +145,6 @@ def resolve(config: Settings) -> Evaluation:
         tokenizer,
         documents,
     )
-    if not source.has_weights() and (config.get("rerun") or not RunDirectory(runs, run.identity).has_record()):
-        expected = f"its weights are not in {runs}, only its record, so that nothing new can be asked of it"
-        raise SettingErrors([SettingError("model.run", config["model"]["run"], expected)])
-    return run
 
 
 def runs_of(config: Settings) -> list[Evaluation]:

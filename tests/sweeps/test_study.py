@@ -190,6 +190,24 @@ def test_what_has_a_record_is_left_alone_unless_asked(study, compose, tmp_path):
     assert seeds(jobs) == [[0, 1], [0]]
 
 
+def test_an_imported_record_comes_without_weights_to_start_from(study, compose, tmp_path):
+    trained, *others = [(f"decode.state_dtype={dtype}",) for dtype in ("null", "bfloat16", "float16")]
+    directory = WritableDirectory(tmp_path / "runs", resolve(compose(trained)))
+    directory.take()
+    directory.begin()
+    directory.write_record(None, "completed", None, {})
+    with pytest.raises(SettingErrors) as raised:
+        study([trained, *others])
+    assert str(raised.value).splitlines() == [
+        f"decode.state_dtype is '{dtype}': its training has a record in {tmp_path}/runs and no weights; "
+        "with null, rerun=true trains it again"
+        for dtype in ("bfloat16", "float16")
+    ]
+    assert study([trained])[1] == []
+    directory.weights_path.touch()
+    assert len(study([trained, *others])[1]) == 1
+
+
 def test_the_manifest_lists_every_run_of_a_study(compose, tmp_path):
     def named(point):
         return {**compose(point), "study": "mine"}
