@@ -38,7 +38,6 @@ class Replay:
             step(argument)
         torch.cuda.current_stream(self.device).wait_stream(self.main)
         place, graph = argument.clone(), torch.cuda.CUDAGraph()
-        torch.cuda.empty_cache()  # what the first time took is free for the recording, whose memory is its own
         # Graphs are replayed one after the other and leave nothing behind, so that they share one pool of memory.
         with torch.cuda.graph(graph, pool=self.pool, stream=self.main, capture_error_mode="thread_local"):
             step(place)
