@@ -11,7 +11,6 @@ import pytest
 import tokenizers
 import torch
 import transformers
-import yaml
 import zstandard
 from tokenizers import models, pre_tokenizers, trainers
 
@@ -43,6 +42,7 @@ def record(runs, execution: ExecutionConfig) -> None:
         directory = WritableDirectory(execution.runs, run)
         if not directory.has_record():
             directory.path.mkdir(parents=True, exist_ok=True)
+            directory.weights_path.touch()
             directory.write_record(execution.study, "completed", None, MEASURED)
 
 
@@ -116,7 +116,6 @@ def _write_run(folder: Path) -> None:
     settings = {"vocab_size": 257, "d_model": 8, "layers": [{"name": "attention"}]}
     folder.mkdir(parents=True)
     told = {**{f"model.{key}": value for key, value in settings.items()}, "corpus.tokenizer": "bytes"}
-    (folder / "config.yaml").write_text(yaml.safe_dump(told))
     torch.save(build_model(settings).state_dict(), folder / "weights.pt")
     own = {"identity": folder.name, "study": None, "status": "completed", "reason": None, "family": "attention"}
     (folder / "result.json").write_text(json.dumps({**own, "config": told, **MEASURED}))
