@@ -6,7 +6,7 @@ of C queries, which read the sums before their chunk and, with dense scores, the
 tiles, segments, heads and sequences but the second, which only adds. The backward pass finds the sums saved, makes the
 features again, and does the same for keys and values in reverse, with sums over the queries that come after.
 
-A token and head take, forward, with R rows of sums (209 at K = 16): 4 R V operations to make and to read them, and
+A token and head take, forward, with R rows of sums (153 at K = 16): 4 R V operations to make and to read them, and
 chunk (K + V) within the chunk. Bytes are those of q, k, v and y, of which k and v are read twice, 2 (3 K + 3 V) in
 bfloat16, and twice R V / chunk of the sums, in bfloat16 where the inputs are.
 """
@@ -34,7 +34,8 @@ from kernels.taylor_sums_triton import (
     check,
     gradient,
     hold_pairs,
-    ones,
+    masks,
+    mixed_count,
     pair_count,
     places,
     read_held,
@@ -44,6 +45,7 @@ from kernels.taylor_sums_triton import (
     rows,
     small_sums,
     sum_chunks,
+    tile_count,
 )
 
 CHUNK = 256
@@ -59,7 +61,7 @@ SEGMENTS = 256
 """So many programs sum at once; more segments would be more to add up."""
 
 WRITTEN = 3
-"""Pairs of blocks whose sums are in registers together."""
+"""Tiles of products whose sums are in registers together."""
 
 ON_CHIP = 24 * 1024
 """Bytes of shared memory for the sums that a program reads, so that there is room for three programs."""
@@ -73,7 +75,7 @@ def _outputs(
     q_ptr, k_ptr, v_ptr, S_ptr, z_ptr, base_S_ptr, base_z_ptr, y_ptr, den_ptr,
     H, N, V, span, chunks, steps, tiles, qb, qh, qn, kb, kh, kn, vb, vh, vn, scale, eps,
     K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, R: tl.constexpr, BLOCKS: tl.constexpr,
-    HELD: tl.constexpr, HAS_PAST: tl.constexpr, PRECISION: tl.constexpr,
+    MIXED: tl.constexpr, HELD: tl.constexpr, HAS_PAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Outputs of some `tiles` of queries of one chunk, and the sums of similarities that they are divided by.
 
@@ -91,9 +93,9 @@ def _outputs(
     chunk = begin // span
     if HAS_PAST:
         past = before(S_ptr, z_ptr, base_S_ptr, base_z_ptr, sequence, chunk, steps, chunks, V, K, R)
-        S0, S1, z0, z1, z2 = small_sums(past, v, V, scale, K, BK, R)
+        S0, S1, z0, z1, z2 = small_sums(past, v, V, scale, K, BK, R, MIXED)
         if HELD:
-            S2 = hold_pairs(past, v, V, scale, q_ptr.dtype.element_ty, BLOCKS)
+            S2 = hold_pairs(past, v, V, scale, q_ptr.dtype.element_ty, R, BLOCKS, MIXED)
     for start in range(begin, tl.minimum(begin + tiles * C, N), C):
         n = start + c
         inside = n < N
@@ -106,7 +108,7 @@ def _outputs(
             if HELD:
                 num = read_held(num, blocks, S2, BLOCKS, PRECISION)
             else:
-                num = read_pairs(num, q_ptr, n, inside, qn, past, v, V, scale, K, BLOCKS, PRECISION)
+                num = read_pairs(num, q_ptr, n, inside, qn, past, v, V, scale, K, R, BLOCKS, MIXED, PRECISION)
         for first in range(chunk * span, start, C):
             m, all_of = first + c, tl.full([C], True, tl.int1)
             earlier_k, earlier_u = rows(k_ptr, m, all_of, kn, d, K), rows(v_ptr, m, all_of, vn, v, V)
@@ -142,7 +144,7 @@ def _queries_backward(
     q_ptr, k_ptr, v_ptr, u_ptr, e_ptr, S_ptr, z_ptr, base_S_ptr, base_z_ptr, dq_ptr,
     H, N, V, span, chunks, steps, qb, qh, qn, kb, kh, kn, vb, vh, vn, scale,
     K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, R: tl.constexpr, BLOCKS: tl.constexpr,
-    HAS_PAST: tl.constexpr, PRECISION: tl.constexpr,
+    MIXED: tl.constexpr, HAS_PAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradients of a tile of queries."""
     sequence = tl.program_id(1).to(tl.int64)
@@ -161,8 +163,8 @@ def _queries_backward(
     dq = tl.zeros([C, BK], tl.float32)
     if HAS_PAST:
         past = before(S_ptr, z_ptr, base_S_ptr, base_z_ptr, sequence, chunk, steps, chunks, V, K, R)
-        _, S1, _, z1, z2 = small_sums(past, v, V, scale, K, BK, R)
-        dq = gradient(q_ptr, n, inside, qn, q, u, e, S1, z1, z2, past, v, V, scale, K, BK, BLOCKS, PRECISION)
+        _, S1, _, z1, z2 = small_sums(past, v, V, scale, K, BK, R, MIXED)
+        dq = gradient(q_ptr, n, inside, qn, q, u, e, S1, z1, z2, past, v, V, scale, K, BK, R, BLOCKS, MIXED, PRECISION)
     for first in range(chunk * span, start + C, C):
         m = first + c
         k, value = rows(k_ptr, m, m < N, kn, d, K), rows(v_ptr, m, m < N, vn, v, V)
@@ -179,7 +181,7 @@ def _keys_backward(
     q_ptr, k_ptr, v_ptr, u_ptr, e_ptr, S_ptr, z_ptr, base_S_ptr, base_z_ptr, dk_ptr, dv_ptr,
     H, N, V, span, chunks, steps, qb, qh, qn, kb, kh, kn, vb, vh, vn, scale,
     K: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, R: tl.constexpr, BLOCKS: tl.constexpr,
-    HAS_PAST: tl.constexpr, PRECISION: tl.constexpr,
+    MIXED: tl.constexpr, HAS_PAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradients of a tile of keys and values: they read what the queries after them have written."""
     sequence = tl.program_id(1).to(tl.int64)
@@ -198,10 +200,12 @@ def _keys_backward(
     if HAS_PAST:
         e, order = inside.to(tl.float32), chunks - 1 - chunk
         after = before(S_ptr, z_ptr, base_S_ptr, base_z_ptr, sequence, order, steps, chunks, V, K, R)
-        S0, S1, z0, z1, z2 = small_sums(after, v, V, scale, K, BK, R)
+        S0, S1, z0, z1, z2 = small_sums(after, v, V, scale, K, BK, R, MIXED)
         dv, _ = read_small(k, S0, S1, z0, z1, z2, PRECISION)
-        dv = read_pairs(dv, k_ptr, n, inside, kn, after, v, V, scale, K, BLOCKS, PRECISION)
-        dk = gradient(k_ptr, n, inside, kn, k, value, e, S1, z1, z2, after, v, V, scale, K, BK, BLOCKS, PRECISION)
+        dv = read_pairs(dv, k_ptr, n, inside, kn, after, v, V, scale, K, R, BLOCKS, MIXED, PRECISION)
+        dk = gradient(
+            k_ptr, n, inside, kn, k, value, e, S1, z1, z2, after, v, V, scale, K, BK, R, BLOCKS, MIXED, PRECISION
+        )
     for first in range(start, tl.minimum((chunk + 1) * span, N), C):
         m = first + c
         at = sequence * N + m
@@ -250,13 +254,13 @@ def _sum(x: Tensor, u: Tensor, e: Tensor | None, sums: Sums, first: State | None
     segments = ceil(chunks, steps)
     _, weight = factors(K, x.device)
     BV = max(64, _width(V, 64))
-    pairs = pair_count(K)
-    few = min(pairs, WRITTEN if x.itemsize == 2 else 1)
-    sum_chunks[(B * H, segments, ceil(pairs, few) * ceil(V, BV))](
-        ones(x.dtype, x.device), x, u, e, sums.S, sums.z,
+    few = min(tile_count(K), WRITTEN if x.itemsize == 2 else 1)
+    groups = ceil(tile_count(K), few)
+    sum_chunks[(B * H, segments, groups * ceil(V, BV))](
+        masks(x.dtype, x.device), x, u, e, sums.S, sums.z,
         H, N, V, CHUNK, chunks, steps, *x.stride()[:3], *u.stride()[:3],
-        K=K, BX=max(16, triton.next_power_of_2(K + 1)), BV=BV, C=TILE, **_rows(K), PAIRS=few,
-        GROUPS=ceil(pairs, few), HAS_E=e is not None, REVERSE=e is not None, **_options(x.dtype),
+        K=K, BX=max(16, triton.next_power_of_2(K + 1)), BV=BV, C=TILE, **_rows(K), TILES=few,
+        GROUPS=groups, HAS_E=e is not None, REVERSE=e is not None, **_options(x.dtype),
     )  # fmt: skip
     if first is None and last is None and segments == 1:
         return
@@ -451,7 +455,7 @@ def _has_past(q: Tensor, first: object | None) -> bool:
 
 def _rows(K: int) -> dict[str, int]:
     """Rows of sums."""
-    return {"R": row_count(K), "BLOCKS": ceil(K, 8)}
+    return {"R": row_count(K), "BLOCKS": ceil(K, 8), "MIXED": mixed_count(K)}
 
 
 def _width(V: int, most: int) -> int:

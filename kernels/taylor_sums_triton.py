@@ -10,9 +10,11 @@ so that what all writers before have brought, values u with weights e, is read f
     sum of w e = z0 + x z1 / sqrt(K) + x z2 x^T / 2K     with z0 = sum of e, z1 of e x',   z2 of e x' x'^T.
 
 A state holds each distinct product once, F of them (`kernels.taylor_features`). Between these kernels products are as
-the chip makes them, without a table of which: the outer product of two blocks of 8 elements, 64 at a time, for each
-pair of blocks but their mirror images. So S is [R, V], the 64 rows of each pair and then S1 and S0, and z is
-[K + 1, K + 1], of x and a 1 after it.
+the chip makes them, without a table of which, in tiles of 64: the outer product of two blocks of 8 elements, for each
+pair of blocks but their mirror images. A block with itself has each product twice; so at K = 16 its two blocks are
+written as one tile, mixed: above its diagonal and on it products within the first, below it those within the second,
+whose squares stand elsewhere. So S is [R, V], the 64 rows of each tile, then S1, S0 and such squares: R is F, and no
+more, at K = 16. And z is [K + 1, K + 1], of x and a 1 after it.
 
 Chunks are summed in the order in which sums are wanted, a segment of some `steps` of them by one program, which leaves
 after each the sums since the first. What came before the segment is a base, so that the sums before a chunk are two.
@@ -79,21 +81,35 @@ def _load(past, of_z: tl.constexpr, at, there):
 
 
 @triton.jit
-def small_sums(past, v, V, scale, K: tl.constexpr, BK: tl.constexpr, R: tl.constexpr):
+def small_sums(past, v, V, scale, K: tl.constexpr, BK: tl.constexpr, R: tl.constexpr, MIXED: tl.constexpr):
     """All but S2: S0 [BV] and z0, and with their factors S1 [BK, BV], z1 [BK] and z2 [BK, BK]."""
     d = tl.arange(0, BK)
-    S0 = _load(past, 0, (R - 1) * V + v, v < V)
-    S1 = _load(past, 0, (d + (R - K - 1))[:, None] * V + v[None, :], (d < K)[:, None] & (v < V)[None, :])
+    S0 = _load(past, 0, v + (R - 1 - BLOCK * MIXED) * V, v < V)
+    S1 = _load(
+        past, 0, (d + (R - K - 1 - BLOCK * MIXED))[:, None] * V + v[None, :], (d < K)[:, None] & (v < V)[None, :]
+    )
     z0, z1 = _load(past, 1, K * (K + 1) + K, True), _load(past, 1, d * (K + 1) + K, d < K)
     z2 = _load(past, 1, d[:, None] * (K + 1) + d[None, :], (d < K)[:, None] & (d < K)[None, :])
     return S0, scale * S1, z0, scale * z1, 0.5 * scale * scale * z2
 
 
 @triton.jit
-def pair_sums(past, pair, factor, v, V):
-    """A factor times S2 for the products of a pair of blocks: [64, BV]."""
-    f = tl.arange(0, BLOCK * BLOCK) + pair * BLOCK * BLOCK
-    return factor * _load(past, 0, f[:, None] * V + v[None, :], (v < V)[None, :])
+def pair_sums(past, a, b, scale, v, V, R: tl.constexpr, BLOCKS: tl.constexpr, MIXED: tl.constexpr):
+    """S2 for the products of a pair of blocks, with their factors: [64, BV]; of mirror images one may be 0."""
+    f = tl.arange(0, BLOCK * BLOCK)
+    if MIXED:
+        i, j = f // BLOCK, f % BLOCK
+        apart = a * (BLOCKS - 1) - (a * (a - 1)) // 2 + b - a - 1 + MIXED
+        row = f + tl.where(a < b, apart, a // 2) * BLOCK * BLOCK
+        row = tl.where((a == b) & (a % 2 == 1) & (i == j), a // 2 * BLOCK + i + (R - BLOCK * MIXED), row)
+        there = (a < b) | (i == j) | ((i < j) == (a % 2 == 0))
+        factor = tl.where((a < b) | (i != j), 1.0, 0.5)
+    else:
+        row = f + (a * (2 * BLOCKS - a + 1) // 2 + b - a) * BLOCK * BLOCK
+        there = f >= 0
+        factor = tl.where((a < b) & there, 1.0, 0.5)
+    S = _load(past, 0, row[:, None] * V + v[None, :], there[:, None] & (v < V)[None, :])
+    return (factor * scale * scale)[:, None] * S
 
 
 @triton.jit
@@ -104,13 +120,14 @@ def read_small(x, S0, S1, z0, z1, z2, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def hold_pairs(past, v, V, scale, dtype: tl.constexpr, BLOCKS: tl.constexpr):
-    """S2 of all pairs on the chip, with their factor: twice where there is a mirror image."""
+def hold_pairs(
+    past, v, V, scale, dtype: tl.constexpr, R: tl.constexpr, BLOCKS: tl.constexpr, MIXED: tl.constexpr
+):  # fmt: skip
+    """S2 of all pairs on the chip, with their factors."""
     S2 = ()
     for a in tl.static_range(BLOCKS):
         for b in tl.static_range(a, BLOCKS):
-            factor = scale * scale if a < b else 0.5 * scale * scale
-            S2 += (pair_sums(past, (a * (2 * BLOCKS - a - 1)) // 2 + b, factor, v, V).to(dtype),)
+            S2 += (pair_sums(past, a, b, scale, v, V, R, BLOCKS, MIXED).to(dtype),)
     return S2
 
 
@@ -126,14 +143,15 @@ def read_held(num, blocks, S2, BLOCKS: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def read_pairs(
-    num, x_ptr, n, inside, stride, past, v, V, scale, K: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr
-):
+    num, x_ptr, n, inside, stride, past, v, V, scale,
+    K: tl.constexpr, R: tl.constexpr, BLOCKS: tl.constexpr, MIXED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """The same, one pair of blocks after the other from memory."""
     for pair in range(BLOCKS * (BLOCKS + 1) // 2):
         a, b = _blocks_of(pair, BLOCKS)
         left, right = block(x_ptr, n, inside, stride, a, K), block(x_ptr, n, inside, stride, b, K)
         phi = tl.reshape(left[:, :, None] * right[:, None, :], (num.shape[0], BLOCK * BLOCK))
-        S = pair_sums(past, pair, scale * scale * tl.where(a < b, 1.0, 0.5), v, V).to(left.dtype)
+        S = pair_sums(past, a, b, scale, v, V, R, BLOCKS, MIXED).to(left.dtype)
         num = tl.dot(phi, S, num, input_precision=PRECISION)
     return num
 
@@ -141,7 +159,8 @@ def read_pairs(
 @triton.jit
 def gradient(
     x_ptr, n, inside, stride, x, u, e, S1, z1, z2, past, v, V, scale,
-    K: tl.constexpr, BK: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, BK: tl.constexpr, R: tl.constexpr, BLOCKS: tl.constexpr, MIXED: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What u [C, BV] times the sum of w u, and e [C] times that of w e, give to the readers: [C, BK]."""
     dx = tl.zeros([x.shape[0], BK], tl.float32)
@@ -149,7 +168,7 @@ def gradient(
         a, b = _blocks_of(pair, BLOCKS)
         left = block(x_ptr, n, inside, stride, a, K).to(tl.float32)
         right = block(x_ptr, n, inside, stride, b, K).to(tl.float32)
-        S = pair_sums(past, pair, scale * scale * tl.where(a < b, 1.0, 0.5), v, V).to(x.dtype)
+        S = pair_sums(past, a, b, scale, v, V, R, BLOCKS, MIXED).to(x.dtype)
         each = tl.reshape(tl.dot(u, S.T, input_precision=PRECISION), (x.shape[0], BLOCK, BLOCK))
         dx += _at_block(a, tl.sum(each * right[:, None, :], 2), BK)
         dx += _at_block(b, tl.sum(each * left[:, :, None], 1), BK)
@@ -172,13 +191,14 @@ def _through(x, z2, PRECISION: tl.constexpr):
 
 @triton.jit
 def sum_chunks(
-    ones_ptr, x_ptr, u_ptr, e_ptr, S_ptr, z_ptr, H, N, V, span, chunks, steps, xb, xh, xn, ub, uh, un,
+    masks_ptr, x_ptr, u_ptr, e_ptr, S_ptr, z_ptr, H, N, V, span, chunks, steps, xb, xh, xn, ub, uh, un,
     K: tl.constexpr, BX: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, R: tl.constexpr, BLOCKS: tl.constexpr,
-    PAIRS: tl.constexpr, GROUPS: tl.constexpr, HAS_E: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr,
+    MIXED: tl.constexpr, TILES: tl.constexpr, GROUPS: tl.constexpr,
+    HAS_E: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Sums over writers x with u and e, by default 1, after each of some `steps` chunks of a `span` of them.
 
-    A program takes PAIRS pairs of blocks, and the one that takes the first ones S0, S1 and z, too.
+    A program takes TILES tiles, and the one that takes the first ones S0, S1, squares and z, too.
     """
     sequence = tl.program_id(0).to(tl.int64)
     group, v = tl.program_id(2) % GROUPS, tl.program_id(2) // GROUPS * BV + tl.arange(0, BV)
@@ -192,29 +212,39 @@ def sum_chunks(
     last, with_z = tl.minimum(first + steps, chunks), tl.program_id(2) < GROUPS
     if GROUPS == 1 or group == 0:
         _sum_group(
-            ones_ptr, x_ptr, u_ptr, e_ptr, S_ptr, z_ptr, first, last, 0, with_z, v,
-            N, V, span, chunks, xn, un, K, BX, BV, C, R, BLOCKS, PAIRS, True, HAS_E, REVERSE, PRECISION,
+            masks_ptr, x_ptr, u_ptr, e_ptr, S_ptr, z_ptr, first, last, 0, with_z, v,
+            N, V, span, chunks, xn, un, K, BX, BV, C, R, BLOCKS, MIXED, TILES, True, HAS_E, REVERSE, PRECISION,
         )  # fmt: skip
     else:
         _sum_group(
-            ones_ptr, x_ptr, u_ptr, e_ptr, S_ptr, z_ptr, first, last, group * PAIRS, with_z, v,
-            N, V, span, chunks, xn, un, K, BX, BV, C, R, BLOCKS, PAIRS, False, HAS_E, REVERSE, PRECISION,
+            masks_ptr, x_ptr, u_ptr, e_ptr, S_ptr, z_ptr, first, last, group * TILES, with_z, v,
+            N, V, span, chunks, xn, un, K, BX, BV, C, R, BLOCKS, MIXED, TILES, False, HAS_E, REVERSE, PRECISION,
         )  # fmt: skip
 
 
 @triton.jit
 def _sum_group(
-    ones_ptr, x_ptr, u_ptr, e_ptr, S_ptr, z_ptr, first, last, pair, with_z, v, N, V, span, chunks, xn, un,
+    masks_ptr, x_ptr, u_ptr, e_ptr, S_ptr, z_ptr, first, last, tile, with_z, v, N, V, span, chunks, xn, un,
     K: tl.constexpr, BX: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, R: tl.constexpr, BLOCKS: tl.constexpr,
-    PAIRS: tl.constexpr, LINEAR: tl.constexpr, HAS_E: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr,
+    MIXED: tl.constexpr, TILES: tl.constexpr, LINEAR: tl.constexpr,
+    HAS_E: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Values go down and products across, as the chip multiplies 64 rows or more at once; the 1 follows x."""
+    """Values go down and products across, as the chip multiplies 64 rows or more at once.
+
+    The 1 follows x, and squares stand K columns behind their elements, which are in the second of two blocks.
+    """
     wide, f = tl.arange(0, BX), tl.arange(0, BLOCK * BLOCK)
     S2 = ()
-    for _ in tl.static_range(PAIRS):
+    for _ in tl.static_range(TILES):
         S2 += (tl.zeros([BV, BLOCK * BLOCK], tl.float32),)
     S1, z = tl.zeros([BV, BX], tl.float32), tl.zeros([BX, BX], tl.float32)
-    ones = tl.load(ones_ptr + 0 * tl.arange(0, C)[:, None] + f[None, :])
+    # As masks are read from memory by eights, the compiler has a thread make and write 8 neighbours at once.
+    at = masks_ptr + 0 * tl.arange(0, C)[:, None] + f[None, :]
+    ones = tl.load(at)
+    upper, lower = ones, ones
+    if MIXED:
+        upper, lower = tl.load(at + BLOCK * BLOCK), tl.load(at + 2 * BLOCK * BLOCK)
+    square = (wide >= K) & (wide % (2 * BLOCK) >= BLOCK)
     for order in range(first, last):
         chunk = chunks - 1 - order if REVERSE else order
         for start in range(chunk * span, tl.minimum((chunk + 1) * span, N), C):
@@ -222,13 +252,16 @@ def _sum_group(
             inside = n < N
             u = rows(u_ptr, n, inside, un, v, V)
             new = ()
-            for p in tl.static_range(PAIRS):
-                a, b = _blocks_of(pair + p, BLOCKS)
-                phi = _products(x_ptr, n, inside, xn, a, b, ones, K)
+            for p in tl.static_range(TILES):
+                phi = _products(x_ptr, n, inside, xn, tile + p, ones, upper, lower, K, BLOCKS, MIXED)
                 new += (tl.dot(u.T, phi, S2[p], input_precision=PRECISION),)
             S2 = new
             if LINEAR:
-                x = rows(x_ptr, n, inside, xn, wide, K)
+                if MIXED:
+                    x = rows(x_ptr, n, inside, xn, wide % K, K)
+                    x = tl.where((wide < K)[None, :], x, tl.where(square[None, :], x * x, 0.0))
+                else:
+                    x = rows(x_ptr, n, inside, xn, wide, K)
                 x = tl.where(inside[:, None] & (wide == K)[None, :], 1.0, x).to(u.dtype)
                 S1 = tl.dot(u.T, x, S1, input_precision=PRECISION)
                 weighted = x
@@ -236,10 +269,15 @@ def _sum_group(
                     weighted = (tl.load(e_ptr + n, mask=inside, other=0.0)[:, None] * x).to(x.dtype)
                 z = tl.dot(x.T, weighted, z, input_precision=PRECISION)
         S_at = S_ptr + order * R * V
-        for p in tl.static_range(PAIRS):
-            _keep(S_at, f + (pair + p) * BLOCK * BLOCK, S2[p], R - K - 1, v, V)
+        for p in tl.static_range(TILES):
+            row = f + (tile + p) * BLOCK * BLOCK
+            _keep(S_at, row, S2[p], row < R - K - 1 - BLOCK * MIXED, v, V)
         if LINEAR:
-            _keep(S_at, wide + (R - K - 1), S1, R, v, V)
+            row, there = wide + (R - K - 1 - BLOCK * MIXED), wide <= K
+            if MIXED:
+                row = tl.where(square, (wide - K) // (2 * BLOCK) * BLOCK + wide % BLOCK + (R - BLOCK * MIXED), row)
+                there |= square
+            _keep(S_at, row, S1, there, v, V)
             i, j = wide[:, None], wide[None, :]
             z_at = z_ptr + order * (K + 1) * (K + 1) + i * (K + 1) + j
             tl.store(z_at, z, mask=(i <= K) & (j <= K) & with_z)
@@ -255,21 +293,44 @@ def _blocks_of(pair, BLOCKS: tl.constexpr):
 
 
 @triton.jit
-def _products(x_ptr, n, inside, stride, a, b, ones, K: tl.constexpr):
-    """The products of block a with block b, [C, 64].
-
-    As `ones` [C, 64] are read from memory by eights, the compiler has a thread make and write 8 neighbours at once.
-    """
-    left, right = block(x_ptr, n, inside, stride, a, K), block(x_ptr, n, inside, stride, b, K)
-    phi = tl.reshape(left[:, :, None] * right[:, None, :], (n.shape[0], BLOCK * BLOCK))
-    return ones * phi
+def _products(
+    x_ptr, n, inside, stride, tile, ones, upper, lower, K: tl.constexpr, BLOCKS: tl.constexpr, MIXED: tl.constexpr
+):  # fmt: skip
+    """The products of a tile, [C, 64]: mixed tiles come first, and then pairs of blocks."""
+    if MIXED:
+        if tile < MIXED:
+            phi = upper * _outer(x_ptr, n, inside, stride, 2 * tile, 2 * tile, K)
+            phi += lower * _outer(x_ptr, n, inside, stride, 2 * tile + 1, 2 * tile + 1, K)
+        else:
+            a, b = _blocks_apart(tile - MIXED, BLOCKS)
+            phi = ones * _outer(x_ptr, n, inside, stride, a, b, K)
+    else:
+        a, b = _blocks_of(tile, BLOCKS)
+        phi = ones * _outer(x_ptr, n, inside, stride, a, b, K)
+    return phi
 
 
 @triton.jit
-def _keep(S_ptr, row, S, end, v, V):
-    """Write the sums S [BV, ..] as some of the rows before the `end`."""
+def _outer(x_ptr, n, inside, stride, a, b, K: tl.constexpr):
+    """The products of block a with block b, [C, 64]."""
+    left, right = block(x_ptr, n, inside, stride, a, K), block(x_ptr, n, inside, stride, b, K)
+    return tl.reshape(left[:, :, None] * right[:, None, :], (n.shape[0], BLOCK * BLOCK))
+
+
+@triton.jit
+def _blocks_apart(tile, BLOCKS: tl.constexpr):
+    """Which blocks a < b are a tile, in the order of a and then of b."""
+    a = tile * 0
+    for r in tl.static_range(1, BLOCKS):
+        a += tile >= r * (BLOCKS - 1) - (r * (r - 1)) // 2
+    return a, tile - (a * (BLOCKS - 1) - (a * (a - 1)) // 2) + a + 1
+
+
+@triton.jit
+def _keep(S_ptr, row, S, there, v, V):
+    """Write the sums S [BV, ..] as some rows."""
     S = S.T.to(S_ptr.dtype.element_ty)
-    tl.store(S_ptr + row[:, None] * V + v[None, :], S, mask=(row < end)[:, None] & (v < V)[None, :])
+    tl.store(S_ptr + row[:, None] * V + v[None, :], S, mask=there[:, None] & (v < V)[None, :])
 
 
 @triton.jit
@@ -309,8 +370,18 @@ def add_segments(
 
 
 def row_count(K: int) -> int:
-    """R: 64 products a pair of blocks, the elements of x, and 1."""
-    return 64 * pair_count(K) + K + 1
+    """R: 64 products a tile, the elements of x, 1, and the squares that mixed tiles leave out."""
+    return 64 * tile_count(K) + K + 1 + 8 * mixed_count(K)
+
+
+def mixed_count(K: int) -> int:
+    """Mixed tiles: of K = 16, whose two blocks leave columns enough for squares behind those of the elements."""
+    return 1 if K == 16 else 0
+
+
+def tile_count(K: int) -> int:
+    """Tiles in all."""
+    return pair_count(K) - mixed_count(K)
 
 
 def pair_count(K: int) -> int:
@@ -320,9 +391,10 @@ def pair_count(K: int) -> int:
 
 
 @cache
-def ones(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """For a pair of blocks, [64]."""
-    return torch.ones(BLOCK.value**2, dtype=dtype, device=device)
+def masks(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """For the products of a tile, [3, 64]: ones, and those above the diagonal and on it, and below it."""
+    ones = torch.ones(BLOCK.value, BLOCK.value)
+    return torch.stack([ones, ones.triu(), ones.tril(-1)]).to(device, dtype)
 
 
 @cache
@@ -334,13 +406,16 @@ def places(K: int, device: torch.device) -> tuple[Tensor, Tensor]:
     left, right, _ = features(K)
     feature = torch.zeros(K + 1, K + 1, dtype=torch.int32, device="cpu")
     feature[left, right] = torch.arange(len(left), dtype=torch.int32, device="cpu")
-    feature = feature.triu() - (1 + feature.T).tril(-1)
+    once = feature.triu() - (1 + feature.T).tril(-1)
     padded = torch.full((ceil(K, 8) * 8,) * 2, -1, dtype=torch.int32, device="cpu")  # what is past K is nothing
-    padded[:K, :K] = feature[:K, :K]
+    padded[:K, :K] = once[:K, :K]
     squares = padded.unflatten(1, (-1, 8)).unflatten(0, (-1, 8)).transpose(1, 2)  # [a, b, 8, 8]
-    a, b = torch.triu_indices(*squares.shape[:2], device="cpu")
-    of_S = torch.cat([squares[a, b].flatten(), feature[:, K]])
-    return of_S.to(device), feature.flatten().to(device)
+    mixed = mixed_count(K)
+    tiles = [squares[2 * m, 2 * m].triu() + squares[2 * m + 1, 2 * m + 1].T.tril(-1) for m in range(mixed)]
+    a, b = torch.triu_indices(*squares.shape[:2], offset=1 if mixed else 0, device="cpu")
+    left_out = [feature.diagonal()[16 * m + 8 : 16 * m + 16] for m in range(mixed)]
+    of_S = torch.cat([*(tile.flatten() for tile in tiles), squares[a, b].flatten(), once[:, K], *left_out])
+    return of_S.to(device), once.flatten().to(device)
 
 
 def check(q: Tensor, k: Tensor, v: Tensor, S: Tensor | None, z: Tensor | None) -> None:
