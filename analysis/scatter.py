@@ -44,11 +44,10 @@ def scatter(axes: Axes, drawn: DataFrame, x: str, y: str, *, lines: Sequence[Flo
     `drawn` has the columns `family` and `label`, `x` and `y`, and `<y>_min` and `<y>_max`, the ends of its error bar.
     Labels keep clear of `lines` [m, 2] too. The limits of the axes must be final.
     """
-    # Where markers meet, those of the smaller family stay in sight.
-    for family, rows in sorted(drawn.groupby("family"), key=lambda group: -len(group[1])):
+    for family, rows in drawn.groupby("family"):
         spread = rows[rows[f"{y}_max"] > rows[f"{y}_min"]]
         axes.vlines(spread[x], spread[f"{y}_min"], spread[f"{y}_max"], color=look(str(family)).color, linewidth=0.9)
-        axes.plot(rows[x], rows[y], **marker(look(str(family))))
+    markers(axes, drawn, x, y)
     label_points(
         axes,
         drawn[[x, y]].to_numpy(float),
@@ -56,6 +55,12 @@ def scatter(axes: Axes, drawn: DataFrame, x: str, y: str, *, lines: Sequence[Flo
         spans=drawn[[f"{y}_min", f"{y}_max"]].to_numpy(float),
         lines=lines,
     )
+
+
+def markers(axes: Axes, drawn: DataFrame, x: str, y: str) -> None:
+    """A marker a point; where they meet, those of the smaller family stay in sight."""
+    for family, rows in sorted(drawn.groupby("family"), key=lambda group: -len(group[1])):
+        axes.plot(rows[x], rows[y], **marker(look(str(family))))
 
 
 def steps(best: DataFrame, right: float, cost: str = "state.bytes", quality: str = "accuracy") -> Floats:

@@ -1,7 +1,7 @@
-"""Recall accuracy against tokens decoded a second, and the Pareto frontier of the two.
+"""Recall accuracy against tokens decoded a second, the Pareto frontier of the two, and below the state that it takes.
 
 Recall and speed come from different runs, of the same architecture: equal in every setting of model and mixer. A marker
-an architecture point; error bars span seeds of the recall.
+an architecture point, above and straight below; error bars span seeds of the recall.
 """
 
 from matplotlib.figure import Figure
@@ -11,7 +11,7 @@ from pandas import DataFrame
 from analysis.architectures import as_trained, points
 from analysis.figures import NotEnough
 from analysis.pareto import frontier
-from analysis.scatter import FRONTIER, looks, scatter, stacked, steps
+from analysis.scatter import FRONTIER, looks, markers, scatter, stacked, state_title, steps
 from analysis.speed import with_speed
 from analysis.style import accuracy_axis, count_axis, print_style
 from analysis.throughput_lines import timed
@@ -23,9 +23,9 @@ def table(runs: DataFrame) -> DataFrame:
     Besides: `batch_size`, `prompt_length` and `device_name`, the same for all: the conditions (`throughput.*`) under
     which most of the points were timed, and of those the largest batch.
     """
-    found = points(as_trained(runs)).dropna(subset=["accuracy"])
+    found = points(as_trained(runs)).dropna(subset=["accuracy", "state.bytes"])
     if found.empty:
-        raise NotEnough("no run has completed with an accuracy")
+        raise NotEnough("no run has completed with an accuracy and a measured state")
     measured = timed(runs)
     measured = measured.loc[measured["throughput.kind"] == "decode"]
     conditions = [str(name) for name in measured if str(name).startswith("throughput.")]
@@ -52,14 +52,17 @@ def _timed_at(found: DataFrame, measured: DataFrame) -> DataFrame:
 def draw(runs: DataFrame) -> Figure:
     """Draw the figure; where labels would collide, the frontier's are kept."""
     drawn = table(runs).sort_values(["frontier", "accuracy"], ascending=False)
-    figure, (axes,) = stacked(looks(drawn), others=[Line2D([], [], **FRONTIER, label="Pareto frontier")])
+    frontiers = [Line2D([], [], **FRONTIER, label="Pareto frontier")]
+    figure, (axes, below) = stacked(looks(drawn), ("recall accuracy", f"bytes of {state_title(drawn)}"), frontiers)
     batch, prompt = drawn[["batch_size", "prompt_length"]].iloc[0]
-    axes.set_xlabel(f"tokens decoded per second ($B$ = {batch:.0f}, $N$ = {prompt:.0f})")
-    axes.set_ylabel("recall accuracy")
+    below.set_xlabel(f"tokens decoded per second ($B$ = {batch:.0f}, $N$ = {prompt:.0f})")
     accuracy_axis(axes)
-    count_axis(axes.xaxis, drawn.loc[:, "tokens_per_second"], room=1.15)
+    count_axis(below.yaxis, drawn.loc[:, "state.bytes"])
+    for panel in (axes, below):
+        count_axis(panel.xaxis, drawn.loc[:, "tokens_per_second"], room=1.15)
     best = drawn.loc[drawn["frontier"]].assign(cost=-drawn["tokens_per_second"])
     corners = steps(best, -axes.get_xlim()[0], "cost") * [-1, 1]
     axes.plot(*corners.T, **FRONTIER, zorder=1.5)
     scatter(axes, drawn, "tokens_per_second", "accuracy", lines=[corners])
+    markers(below, drawn, "tokens_per_second", "state.bytes")
     return figure
