@@ -1,16 +1,19 @@
 """Recall accuracy against state by feature map: Based (Arora et al. 2024), Figure 3.
 
-A line a feature map, over the widths that were run, each at the learning rate that validation chose; error bars span
-seeds. The mixer is that whose feature map was varied most.
+A line a feature map, over the sizes that were run, each at the learning rate that validation chose, and a dashed one
+over those where K is the width D; error bars span seeds. The mixer is that whose feature map was varied most, and
+beside it cosFormer, whose map needs the position and so is a mixer of its own.
 """
 
+import numpy as np
 from matplotlib.figure import Figure
-from pandas import DataFrame
+from matplotlib.lines import Line2D
+from pandas import DataFrame, Series
 
 from analysis.architectures import as_trained, points
 from analysis.figures import NotEnough
 from analysis.scatter import marker, stacked, state_title
-from analysis.style import Look, accuracy_axis, bytes_axis, look, print_style
+from analysis.style import FAINT_INK, Look, accuracy_axis, bytes_axis, look, print_style
 
 _LIKE = {
     "taylor": "based",
@@ -23,24 +26,29 @@ _LIKE = {
     "rebased": "mamba2",
     "hedgehog": "gla",
     "performer": "h3",
+    "cosformer": "deltanet",
 }
 """The family whose colour and marker a feature map has here; no family is beside it."""
 
 
 def table(runs: DataFrame) -> DataFrame:
-    """One row a point: `family`, `feature_map`, `label` and the scores and state of `analysis.points`."""
+    """One row a point: `feature_map`, `K_is_D`, `family`, `label` and the scores and state of `points`."""
     found = points(as_trained(runs))
     if "mixer.feature_map" not in found or found["accuracy"].dropna().empty:
         raise NotEnough("no completed run has a feature map")
+    found["mixer.feature_map"] = found["mixer.feature_map"].mask(found["family"] == "cosformer", "cosformer")
     found = found.dropna(subset=["mixer.feature_map", "accuracy", "state.bytes"])
     maps = found.groupby("family")["mixer.feature_map"].nunique()
     if max(maps, default=0) < 2:
         raise NotEnough("no mixer has completed with two feature maps")
-    found = found.loc[found["family"] == maps.idxmax()].rename(columns={"mixer.feature_map": "feature_map"})
+    found = found.loc[found["family"].isin([maps.idxmax(), "cosformer"])]
+    found = found.rename(columns={"mixer.feature_map": "feature_map"})
+    K, D = (found.get(name, Series(np.nan, found.index)) for name in ("mixer.feature_dim", "model.d_model"))
+    found["K_is_D"] = K == D
     if len(set(found["state.length"])) > 1:
         raise NotEnough("states measured at several lengths do not compare")
-    columns = ["feature_map", *found.loc[:, "family":"state.dtype"]]
-    return found[columns].sort_values(["feature_map", "state.bytes"], ignore_index=True)
+    columns = ["feature_map", "K_is_D", *found.loc[:, "family":"state.dtype"]]
+    return found[columns].sort_values(["feature_map", "K_is_D", "state.bytes"], ignore_index=True)
 
 
 @print_style()
@@ -48,17 +56,30 @@ def draw(runs: DataFrame) -> Figure:
     """Draw the figure."""
     drawn = table(runs)
     styles = {name: _look(str(name)) for name in drawn["feature_map"].unique()}
-    figure, (axes,) = stacked(styles.values())
+    of_width = {"markerfacecolor": "white", "linestyle": "--"}
+    both = [
+        Line2D(
+            [],
+            [],
+            **{**marker(_look("taylor")), "color": FAINT_INK, "markeredgecolor": FAINT_INK, **of_width},
+            label="$K$ = $D$",
+        )
+    ]
+    figure, (axes,) = stacked(styles.values(), others=both if drawn["K_is_D"].any() else [])
     axes.set_xlabel(state_title(drawn))
     axes.set_ylabel("recall accuracy")
     accuracy_axis(axes)
     bytes_axis(axes, drawn.loc[:, "state.bytes"])
-    for name, rows in drawn.groupby("feature_map"):
+    for name, of_map in drawn.groupby("feature_map"):
         style = styles[name]
-        several = rows[rows["seeds"] > 1]
-        low, high = several["accuracy_min"], several["accuracy_max"]
-        axes.vlines(several["state.bytes"], low, high, color=style.color, linewidth=0.9)
-        axes.plot(rows["state.bytes"], rows["accuracy"], **{**marker(style), "linestyle": "-"})
+        for K_is_D, rows in of_map.groupby("K_is_D"):
+            several = rows[rows["seeds"] > 1]
+            low, high = several["accuracy_min"], several["accuracy_max"]
+            axes.vlines(several["state.bytes"], low, high, color=style.color, linewidth=0.9)
+            drawn_as = {**marker(style), "linestyle": "-"}
+            if K_is_D:
+                drawn_as |= {**of_width, "markeredgecolor": style.color}
+            axes.plot(rows["state.bytes"], rows["accuracy"], **drawn_as)
     return figure
 
 

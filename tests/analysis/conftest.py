@@ -156,6 +156,20 @@ def make_records_for(figure: str, seeds: int = 1) -> list[Record]:
             record["state"].update(dtype=dtype or "float32", bytes=record["state"]["elements"] * size)
             record["metrics"]["accuracy"] *= 1 - lost
         records = [_named(record) for record, _ in decoded]
+    elif figure == "feature_maps":
+        for record in [r for r in records if r["config"].get("mixer.feature_map") in ("elu", "relu")]:
+            wide = _copy(record)
+            wide["config"]["mixer.feature_dim"] = wide["config"]["model.d_model"] = (
+                8 * record["config"]["mixer.feature_dim"]
+            )
+            wide["state"]["bytes"] *= 8
+            records.append(_named(wide))
+            if record["config"]["mixer.feature_map"] == "relu":
+                position = _copy(wide)
+                position["family"] = position["config"]["mixer.name"] = "cosformer"
+                del position["config"]["mixer.feature_map"]
+                position["state"]["bytes"] *= 2
+                records.append(_named(position))
     elif figure == "perplexity_by_state":
         for record in records:
             hit = 2 + 8 * (1 - record["metrics"]["accuracy"])

@@ -194,4 +194,4 @@ def test_compiles_into_one_graph(name):
 
 def test_the_study_of_feature_maps_has_them_all():
     study = yaml.safe_load((Path(__file__).parents[2] / "conf" / "study" / "based_figure3.yaml").read_text())
-    assert study["hydra"]["sweeper"]["params"]["mixer.feature_map"] == list(FEATURE_MAPS)
+    assert study["hydra"]["sweeper"]["grids"][-1]["mixer.feature_map"] == list(FEATURE_MAPS)
