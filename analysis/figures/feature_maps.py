@@ -65,7 +65,7 @@ def draw(runs: DataFrame) -> Figure:
             label="$K$ = $D$",
         )
     ]
-    figure, (axes,) = stacked(styles.values(), others=both if drawn["K_is_D"].any() else [])
+    figure, (axes,) = stacked(styles.values(), others=both if drawn["K_is_D"].to_numpy().any() else [])
     axes.set_xlabel(state_title(drawn))
     axes.set_ylabel("recall accuracy")
     accuracy_axis(axes)
