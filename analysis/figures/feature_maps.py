@@ -5,6 +5,8 @@ over those where K is the width D; error bars span seeds. The mixer is that whos
 beside it cosFormer, whose map needs the position and so is a mixer of its own.
 """
 
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -56,16 +58,8 @@ def draw(runs: DataFrame) -> Figure:
     """Draw the figure."""
     drawn = table(runs)
     styles = {name: _look(str(name)) for name in drawn["feature_map"].unique()}
-    of_width = {"markerfacecolor": "white", "linestyle": "--"}
-    both = [
-        Line2D(
-            [],
-            [],
-            **{**marker(_look("taylor")), "color": FAINT_INK, "markeredgecolor": FAINT_INK, **of_width},
-            label="$K$ = $D$",
-        )
-    ]
-    figure, (axes,) = stacked(styles.values(), others=both if drawn["K_is_D"].to_numpy().any() else [])
+    dashed = [Line2D([], [], color=FAINT_INK, linestyle="--", label="$K$ = $D$")]
+    figure, (axes,) = stacked(styles.values(), others=dashed if drawn["K_is_D"].to_numpy().any() else [])
     axes.set_xlabel(state_title(drawn))
     axes.set_ylabel("recall accuracy")
     accuracy_axis(axes)
@@ -76,9 +70,9 @@ def draw(runs: DataFrame) -> Figure:
             several = rows[rows["seeds"] > 1]
             low, high = several["accuracy_min"], several["accuracy_max"]
             axes.vlines(several["state.bytes"], low, high, color=style.color, linewidth=0.9)
-            drawn_as = {**marker(style), "linestyle": "-"}
+            drawn_as: dict[str, Any] = {**marker(style), "linestyle": "-"}
             if K_is_D:
-                drawn_as |= {**of_width, "markeredgecolor": style.color}
+                drawn_as |= {"linestyle": "--", "markerfacecolor": "white", "markeredgecolor": style.color}
             axes.plot(rows["state.bytes"], rows["accuracy"], **drawn_as)
     return figure
 

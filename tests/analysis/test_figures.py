@@ -38,7 +38,7 @@ AXES = {
     "feature_maps": ("state.bytes", "accuracy"),
     "perplexity_by_state": ("state.bytes", "ar_perplexity", "other_perplexity"),
     "real_recall_by_state": ("state.bytes", "accuracy"),
-    "recall_by_throughput": ("tokens_per_second", "accuracy"),
+    "recall_by_throughput": ("tokens_per_second", "accuracy", "state.bytes"),
     "throughput_by_batch": ("batch_size", "tokens_per_second", "floor_tokens_per_second"),
     "throughput_by_length": ("throughput.prompt_length", "tokens_per_second", "floor_tokens_per_second"),
     "training_cost": ("seconds", "accuracy"),
