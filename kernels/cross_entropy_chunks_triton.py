@@ -62,7 +62,8 @@ def _softmax(
         total = total * tl.exp2(high - higher) + tl.sum(tl.exp2(z - higher), 0)
         high = higher
     lse = high + tl.log2(total)
-    tl.store(loss_ptr + r, tl.where(asked, lse / LOG2E - own, 0.0))
+    loss = (high - own * LOG2E + tl.log2(total)) / LOG2E  # small numbers last: less is rounded away
+    tl.store(loss_ptr + r, tl.where(asked, tl.maximum(loss, 0.0), 0.0))
     if ANSWER:
         tl.store(answer_ptr + r, best)
     if GRADIENT:

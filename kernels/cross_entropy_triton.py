@@ -96,7 +96,8 @@ def _merge(
     x = tl.load(x_ptr + r[:, None] * D + d, mask=inside, other=0.0)
     own = tl.load(w_ptr + tl.where(asked, target, 0)[:, None] * D + d, mask=asked[:, None] & (d < D), other=0.0)
     answer_logit = tl.sum(x.to(tl.float32) * own.to(tl.float32), 1)
-    tl.store(loss_ptr + r, tl.where(asked, lse / LOG2E - answer_logit, 0.0), mask=r < R)
+    loss = (high - answer_logit * LOG2E + tl.log2(total)) / LOG2E  # small numbers last: less is rounded away
+    tl.store(loss_ptr + r, tl.where(asked, tl.maximum(loss, 0.0), 0.0), mask=r < R)
     if ANSWER:
         tl.store(answer_ptr + r, best, mask=r < R)
     if GRADIENT:

@@ -99,6 +99,15 @@ def test_logits_far_apart_stay_finite(form, dtype):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_no_loss_is_below_zero(form):
+    """Where the target has all of the softmax, what is left of the loss is the rounding of two logits."""
+    x, weight, _ = operands(64, 48, 40, torch.float32)
+    losses = FORMS[form][0](20 * x, 20 * weight, (x @ weight.T).argmax(-1))
+    assert (losses >= 0).all()
+    assert (losses < 1e-3).any()
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_no_row_at_all(form):
     x, weight = torch.zeros(0, 16, device=DEVICE, requires_grad=True), torch.ones(9, 16, device=DEVICE)
     weight.requires_grad_()
