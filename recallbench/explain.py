@@ -25,17 +25,7 @@ def explain(error: Exception, overrides: Sequence[str], compose: Callable[[Seque
         return _of_a_sweep(named[1], named[2], overrides, compose)
     if named := re.search(r"Could not override '([^']+)'|Could not append .*?'([^']+)'", message):
         key = named[1] or named[2]
-        wrong = [o for o in overrides if re.split("[=@]", o.lstrip("+~"))[0] == key]
-        value = wrong[0].partition("=")[2] if wrong else ""
-        if "No match in the defaults list" in message:
-            added = ", ".join(override for override in overrides if override.startswith("+"))
-            chosen = f"{added} chooses a {key}, which is no part of this command's configuration"
-            return f"{key} is {value!r}: a configuration of this group is added, as +{key}={value}" if wrong else chosen
-        try:
-            known = list(setting_names(compose([o for o in overrides if o not in wrong])))
-        except Exception:
-            known = []
-        return f"{key} is {value!r}: there is no such setting{_suggest(key, known)}"
+        return _of_no_setting(key, "No match in the defaults list" in message, overrides, compose)
     if named := re.search(r"Could not find '(.+)/([^'/]*)'", message):
         listed = message.partition("Available options in")[2].partition("Config search path")[0]
         options = re.findall(r"^\s+([\w-]+)$", listed, flags=re.MULTILINE)
@@ -46,6 +36,25 @@ def explain(error: Exception, overrides: Sequence[str], compose: Callable[[Seque
     if isinstance(error, OverrideParseException):
         message = f"{error.override!r} cannot be read: an override is written SETTING=VALUE"
     return " ".join(message.split())
+
+
+def _of_no_setting(
+    key: str, is_group: bool, overrides: Sequence[str], compose: Callable[[Sequence[str]], Mapping[str, Any]]
+) -> str:
+    wrong = [o for o in overrides if re.split("[=@]", o.lstrip("+~"))[0] == key]
+    value = wrong[0].partition("=")[2] if wrong else ""
+    if is_group:
+        added = ", ".join(override for override in overrides if override.startswith("+"))
+        chosen = f"{added} chooses a {key}, which is no part of this command's configuration"
+        return f"{key} is {value!r}: a configuration of this group is added, as +{key}={value}" if wrong else chosen
+    try:
+        known = list(setting_names(compose([o for o in overrides if o not in wrong])))
+    except Exception:
+        known = []
+    if wrong:
+        return f"{key} is {value!r}: there is no such setting{_suggest(key, known)}"
+    chosen = " ".join(o for o in overrides if o.lstrip("+").partition("=")[0] in ("study", key.partition(".")[0]))
+    return f"{key}: an axis of the study, but no setting with {chosen}{_suggest(key, known)}"
 
 
 def _of_a_sweep(

@@ -35,6 +35,10 @@ MISTAKES = [
     ("study=quick", "study is 'quick': a configuration of this group is added, as +study=quick"),
     ("model.layers=[mixr]", "model.layers[0].name is 'mixr': it must be one of attention, based, "),
     ("+study=quick train.epoch=1,2", "train.epoch is '1,2': there is no such setting; did you mean train.epochs?"),
+    (
+        "+study=quick mixer=retnet",
+        "mixer.window_size: an axis of the study, but no setting with +study=quick mixer=retnet; there are ",
+    ),
     ("+unknown=1", "unknown is 1: there is no such setting; there are "),
     ("+mixer.unknown=1", "mixer.unknown is 1: there is no such setting; there are "),
     ("+train.epoch=1", "train.epoch is 1: there is no such setting; did you mean epochs?"),
