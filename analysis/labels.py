@@ -1,4 +1,4 @@
-"""Short labels for architecture points: the settings in which those of one family differ."""
+"""Short labels for architecture points: settings that tell those of one family apart."""
 
 import json
 import re
@@ -15,15 +15,15 @@ _SYMBOLS = {"d_model": "D", "num_heads": "H", "feature_dim": "K", "window_size":
 def labels(family: Series, settings: DataFrame) -> Series:
     """A label for each row, as in "taylor K=16": words first, then symbols, then other settings.
 
-    `settings` has a column a setting, with dotted names; a setting within a list of dicts, such as
+    A setting is named where it tells apart rows that those named before it do not, and those that only some rows have
+    come last. `settings` has a column a setting, with dotted names; a setting within a list of dicts, such as
     a layer's, counts by its own name. A row alone in its family has the empty label.
     """
     named = Series("", index=settings.index, name="label")
     for _, rows in settings.groupby(family):
         described = [dict(_scalars(row)) for row in rows.to_dict("records")]
-        names = dict.fromkeys(name for row in described for name in row)
-        varied = [name for name in names if len({row.get(name) for row in described}) > 1]
-        named[rows.index] = [_label({name: row[name] for name in varied if name in row}) for row in described]
+        telling = _telling(described)
+        named[rows.index] = [_label({name: row[name] for name in telling if name in row}) for row in described]
     return named
 
 
@@ -45,14 +45,25 @@ def _scalars(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def _label(settings: dict[str, Any]) -> str:
-    def rank(name: str) -> int:
-        if isinstance(settings[name], str):
-            return -1
-        return [*_SYMBOLS, _last(name)].index(_last(name))
+def _telling(described: list[dict[str, Any]]) -> list[str]:
+    values = {name: row[name] for row in described for name in row}
 
+    def rank(name: str) -> tuple[bool, int]:
+        of_all = all(name in row for row in described)
+        return not of_all, -1 if isinstance(values[name], str) else [*_SYMBOLS, _last(name)].index(_last(name))
+
+    telling: list[str] = []
+    apart = 1
+    for name in sorted(values, key=rank):
+        then = len({tuple(row.get(each) for each in (*telling, name)) for row in described})
+        if then > apart:
+            telling, apart = [*telling, name], then
+    return telling
+
+
+def _label(settings: dict[str, Any]) -> str:
     # The same setting may stand in the mixer's group and in a layer's: it is said once.
-    return " ".join(dict.fromkeys(_part(name, settings[name]) for name in sorted(settings, key=rank)))
+    return " ".join(dict.fromkeys(_part(name, value) for name, value in settings.items()))
 
 
 def _part(name: str, value: Any) -> str:

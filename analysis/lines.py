@@ -9,15 +9,16 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from pandas import DataFrame
 
+from analysis.figures import NotEnough
 from analysis.labels import typeset
 from analysis.placement import label_ends, line_height, text_size
 from analysis.scatter import legend
 from analysis.small_multiples import shades
 from analysis.style import COLUMN_WIDTH, axes_at, bytes_scale, column_figure, count_axis, look
 
-_LEFT, _BOTTOM, _TITLE, _GAP, _BESIDE, _LEAST_HEIGHT, _APART = 0.56, 0.4, 0.2, 0.1, 0.12, 1.3, 0.06
+_LEFT, _BOTTOM, _TITLE, _GAP, _BESIDE, _LEAST_HEIGHT, _LEAST_WIDTH, _APART = 0.56, 0.4, 0.2, 0.1, 0.12, 1.3, 0.5, 0.06
 _BYTES = 0.14
-"""Inches: margins, room above a panel for its title or none, room beside labels, between ticks; names in bytes."""
+"""Inches: margins, room above a panel with a title or none, beside labels; a panel; between ticks; names in bytes."""
 
 DASHES = (0, (3, 2))
 
@@ -36,6 +37,8 @@ def ended_lines(
 
     A line is coloured by its family and named by family and label at its end; `dashed` is another column drawn beside
     `y`. `titles` are those of the axes, x and y. Both are logarithmic, y in bytes where so.
+
+    **Raises** `NotEnough` where names leave no room.
     """
     figure = column_figure(1)
     names = {title: [_name(line) for line in _lines(rows)] for title, rows in panels.items()}
@@ -47,6 +50,8 @@ def ended_lines(
         legend(figure, handles)
     left = _LEFT + (_BYTES if in_bytes else 0)
     bottom, width = _BOTTOM, COLUMN_WIDTH - left - side
+    if width < _LEAST_WIDTH:
+        raise NotEnough("the names of its lines leave no room beside them; those of one study are shorter")
     ticks = sorted({value for rows in panels.values() for value in rows[x]})
     widest = max(text_size(figure, f"{value:.0f}")[0] for value in ticks)
     for number, (title, rows) in enumerate(reversed(list(panels.items()))):

@@ -16,6 +16,8 @@ from analysis.style import FAINT_INK
 _ASKED = {"batch_size": "throughput.batch_size", "throughput.prompt_length": "throughput.prompt_length"}
 """The setting behind an axis: a batch may have been asked for as the largest."""
 
+_PANEL = ["throughput.kind", "throughput.device_name"]
+
 
 def timed(runs: DataFrame) -> DataFrame:
     """The completed measurements of speed. **Raises** `NotEnough` where there is none."""
@@ -30,9 +32,9 @@ def timed(runs: DataFrame) -> DataFrame:
 def speeds_by(runs: DataFrame, axis: str) -> DataFrame:
     """Tokens a second where the axis alone varies, one row a measurement, of lines of two at least.
 
-    `axis` is `batch_size` or `throughput.prompt_length`. **Columns:** `kind`, `family`, `label`, `line` (a number), the
-    axis, `tokens_per_second` and `floor_tokens_per_second`, the most that the device's bandwidth and arithmetic allow;
-    `state.bytes`. **Raises** `NotEnough`.
+    `axis` is `batch_size` or `throughput.prompt_length`. **Columns:** `kind`, `device`, `family`, `label`, `line` (a
+    number), the axis, `tokens_per_second` and `floor_tokens_per_second`, the most that the device's bandwidth and
+    arithmetic allow; `state.bytes`. **Raises** `NotEnough`.
     """
     found = timed(runs)
     asked = _ASKED[axis]
@@ -47,30 +49,33 @@ def speeds_by(runs: DataFrame, axis: str) -> DataFrame:
     if found.empty:
         raise NotEnough(f"no architecture was timed at two values of {asked}, all else equal")
     one_each = found.drop_duplicates("line").set_index("line")
-    shown = [name for name in settings if name != "throughput.kind"]
-    each = [labels(rows.loc[:, "family"], rows.loc[:, shown]) for _, rows in one_each.groupby("throughput.kind")]
+    shown = [name for name in settings if name not in _PANEL]
+    each = [labels(rows.loc[:, "family"], rows.loc[:, shown]) for _, rows in one_each.groupby(_PANEL)]
     tokens = found["batch_size"].where(
         found["throughput.kind"] == "decode", found["batch_size"] * found["throughput.prompt_length"]
     )
     found = found.assign(
         kind=found["throughput.kind"],
+        device=found["throughput.device_name"],
         label=found["line"].map(pd.concat(each)),
         floor_tokens_per_second=tokens / found["floor_seconds"],
     )
-    found = found.sort_values(["kind", "family", "line", axis, "tokens_per_second"]).drop_duplicates(
+    found = found.sort_values(["kind", "device", "family", "line", axis, "tokens_per_second"]).drop_duplicates(
         ["line", axis], keep="last"
     )
-    columns = ["kind", "family", "label", "line", axis, "tokens_per_second", "floor_tokens_per_second", "state.bytes"]
+    names = ["kind", "device", "family", "label", "line"]
+    columns = [*names, axis, "tokens_per_second", "floor_tokens_per_second", "state.bytes"]
     return found[columns].reset_index(drop=True)
 
 
 def speed_lines(drawn: DataFrame, axis: str, title: str) -> Figure:
-    """A panel for prefill and one for decode: measured lines, and dashed the most that the roofline allows."""
+    """A panel for decode and one for prefill on each device: measured, and dashed the most that the roofline allows."""
     handles = [
         Line2D([], [], color=FAINT_INK, label="measured"),
         Line2D([], [], color=FAINT_INK, linewidth=0.7, linestyle=DASHES, label="roofline"),
     ]
-    panels = {kind: drawn.loc[drawn["kind"] == kind] for kind in KINDS if kind in set(drawn["kind"])}
+    where = "" if len(set(drawn["device"])) == 1 else ", " + drawn["device"]
+    panels = {str(title): rows for title, rows in drawn.groupby(drawn["kind"] + where)}
     titles = (title, "tokens per second")
     return ended_lines(panels, axis, "tokens_per_second", titles, dashed="floor_tokens_per_second", handles=handles)
 

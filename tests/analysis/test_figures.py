@@ -24,6 +24,7 @@ from analysis.figures import (
     recall_by_throughput,
     throughput_by_batch,
 )
+from analysis.lines import ended_lines
 from analysis.small_multiples import small_multiples
 from analysis.style import COLUMN_WIDTH, save
 
@@ -333,6 +334,18 @@ def test_rooflines_are_tokens_over_the_floor(records_for, write):
     assert (table["floor_tokens_per_second"] > table["tokens_per_second"]).all()
 
 
+def test_each_device_has_panels_of_its_own(write, records_for):
+    records = records_for("throughput_by_batch")
+    for record in records[::2]:
+        record["config"]["throughput.device_name"] = "NVIDIA H200"
+    runs = load(write(records))
+    figure = throughput_by_batch.draw(runs)
+    titles = {axes.get_title(loc="left") for axes in figure.axes}
+    drawn = throughput_by_batch.table(runs)
+    assert titles == set(drawn["kind"] + ", " + drawn["device"])
+    assert set(drawn["device"]) == {"NVIDIA H100", "NVIDIA H200"}
+
+
 def test_speeds_under_several_conditions_share_no_axis(record, records_for, write):
     """Of two batch sizes that with more architectures timed counts, and nothing of the other."""
     records = records_for("recall_by_throughput")
@@ -351,3 +364,5 @@ def test_names_that_leave_no_room_are_said():
     )
     with pytest.raises(NotEnough, match="names of its points leave no room"):
         small_multiples(drawn, "n", "n")
+    with pytest.raises(NotEnough, match="names of its lines leave no room"):
+        ended_lines({"": drawn.assign(line=0)}, "n", "state.bytes", ("n", "bytes"))

@@ -107,11 +107,17 @@ def test_labels_name_what_differs_within_a_family(record, write, study):
 
 
 def test_labels_fall_back_on_the_setting_itself(record, write):
-    runs = [record("mamba", d_state=8, gated=True), record("mamba", d_state=0.5, gated=False)]
+    runs = [record("mamba", d_state=n, gated=gated) for n, gated in ((8, True), (0.5, True), (0.5, False))]
     assert set(points(load(write(runs)))["label"]) == {
         "d_state=8 gated=True",
+        "d_state=0.5 gated=True",
         "d_state=0.5 gated=False",
     }
+
+
+def test_labels_leave_out_what_tells_no_more_apart(record, write):
+    runs = [record("mamba", d_state=8, gated=True), record("mamba", d_state=4, gated=False)]
+    assert set(points(load(write(runs)))["label"]) == {"d_state=8", "d_state=4"}
 
 
 def test_labels_reach_into_layers(record, write):
