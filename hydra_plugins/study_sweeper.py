@@ -1,7 +1,6 @@
 """Where Hydra looks for plugins: it accepts sweepers from this package alone. What this one does is in `sweeps`."""
 
 import sys
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.core.plugins import Plugins
@@ -14,8 +13,8 @@ from rich.console import Console
 class StudySweeper(Sweeper):
     """`-m` with comma-separated values, or `+study=NAME`: a union of product grids, checked as a whole, then run."""
 
-    def __init__(self, params: Mapping[str, Any], grids: Sequence[Mapping[str, Any]]):
-        self.params, self.grids = params, grids
+    def __init__(self, **_: Any):
+        """Hydra passes the axes with references filled in, with those of no point, so that `sweep` reads them anew."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config, self.hydra_context = config, hydra_context
@@ -27,7 +26,7 @@ class StudySweeper(Sweeper):
         # Hydra imports this file at every start; what it needs of torch waits until there is something to sweep.
         from sweeps.compose import Composer  # noqa: PLC0415
         from sweeps.foreign import Foreign  # noqa: PLC0415
-        from sweeps.grid import expand  # noqa: PLC0415
+        from sweeps.grid import axes_of, expand  # noqa: PLC0415
         from sweeps.study import JobLauncher, run_study  # noqa: PLC0415
 
         config, context, launcher = self.config, self.hydra_context, self.launcher
@@ -36,7 +35,7 @@ class StudySweeper(Sweeper):
         assert launcher is not None
         loader = context.config_loader
         run_study(
-            expand(arguments, self.params, self.grids, loader),
+            expand(arguments, *axes_of(config), loader),
             compose=Composer(lambda overrides: loader.load_sweep_config(config, overrides), loader),
             launcher=launcher if isinstance(launcher, JobLauncher) else Foreign(launcher),
             console=Console(),

@@ -6,8 +6,15 @@ from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
 
 from models.settings import SettingError
+
+
+def axes_of(config: DictConfig) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:
+    """`params` and `grids` of a composed configuration, as written: `${model.d_model}` there is that of each point."""
+    sweeper: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=False)
+    return sweeper["params"], sweeper["grids"]
 
 
 def expand(

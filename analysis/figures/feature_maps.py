@@ -1,10 +1,11 @@
 """Recall accuracy against state by feature map: Based (Arora et al. 2024), Figure 3.
 
-A line a feature map, over the sizes that were run, each at the learning rate that validation chose, and a dashed one
-over those where K is the width D; error bars span seeds. The mixer is that whose feature map was varied most, and
+A line a feature map and feature dimension K, over the widths D that were run, each at the learning rate that validation
+chose, and a dashed one where K is D; error bars span seeds. The mixer is that whose feature map was varied most, and
 beside it cosFormer, whose map needs the position and so is a mixer of its own.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ _LIKE = {
 
 
 def table(runs: DataFrame) -> DataFrame:
-    """One row a point: `feature_map`, `K_is_D`, `family`, `label` and the scores and state of `points`."""
+    """One row a point: `feature_map`, `K`, `K_is_D`, `family`, `label` and the scores and state of `points`."""
     found = points(as_trained(runs))
     if "mixer.feature_map" not in found or found["accuracy"].dropna().empty:
         raise NotEnough("no completed run has a feature map")
@@ -46,11 +47,11 @@ def table(runs: DataFrame) -> DataFrame:
     found = found.loc[found["family"].isin([maps.idxmax(), "cosformer"])]
     found = found.rename(columns={"mixer.feature_map": "feature_map"})
     K, D = (found.get(name, Series(np.nan, found.index)) for name in ("mixer.feature_dim", "model.d_model"))
-    found["K_is_D"] = K == D
+    found = found.assign(K=K, K_is_D=K == D)
     if len(set(found["state.length"])) > 1:
         raise NotEnough("states measured at several lengths do not compare")
-    columns = ["feature_map", "K_is_D", *found.loc[:, "family":"state.dtype"]]
-    return found[columns].sort_values(["feature_map", "K_is_D", "state.bytes"], ignore_index=True)
+    columns = ["feature_map", "K", "K_is_D", *found.loc[:, "family":"state.dtype"]]
+    return found[columns].sort_values(["feature_map", "K_is_D", "K", "state.bytes"], ignore_index=True)
 
 
 @print_style()
@@ -66,12 +67,12 @@ def draw(runs: DataFrame) -> Figure:
     bytes_axis(axes, drawn.loc[:, "state.bytes"])
     for name, of_map in drawn.groupby("feature_map"):
         style = styles[name]
-        for K_is_D, rows in of_map.groupby("K_is_D"):
+        for _, rows in of_map.groupby(of_map["K"].mask(of_map["K_is_D"], math.inf), dropna=False):
             several = rows[rows["seeds"] > 1]
             low, high = several["accuracy_min"], several["accuracy_max"]
             axes.vlines(several["state.bytes"], low, high, color=style.color, linewidth=0.9)
             drawn_as: dict[str, Any] = {**marker(style), "linestyle": "-"}
-            if K_is_D:
+            if rows["K_is_D"].to_numpy().all():
                 drawn_as |= {"linestyle": "--", "markerfacecolor": "white", "markeredgecolor": style.color}
             axes.plot(rows["state.bytes"], rows["accuracy"], **drawn_as)
     return figure

@@ -17,7 +17,7 @@ from recallbench.checkpoint import WritableDirectory
 from recallbench.config import plain
 from recallbench.runs import resolve, runs_of
 from sweeps.compose import Composer
-from sweeps.grid import expand
+from sweeps.grid import axes_of, expand
 from sweeps.study import check_points, group, run_study
 
 
@@ -107,6 +107,13 @@ def test_every_run_is_in_one_job_with_what_differs_in_rate_and_seed_alone(points
             assert {key: repr(value) for key, value in run.settings.items() if key not in free} == same
 
 
+def _checked(primary, arguments):
+    """The points of a study, composed and checked."""
+    config, loader = hydra.compose(primary, arguments, return_hydra_config=True), GlobalHydra.instance().config_loader()
+    points = expand(arguments, *axes_of(config), loader)
+    return check_points(points, Composer(lambda overrides: hydra.compose(primary, overrides=overrides), loader))
+
+
 STUDIES = [path for path in (CONFIGURATION / "study").iterdir() if "/model: trained" not in path.read_text()]
 """All but what asks models that are trained first, as tests/e2e/test_real_recall.py does."""
 
@@ -120,14 +127,22 @@ def test_every_study_that_comes_along_can_be_run(path, tmp_path):
     if "/task: lm" in path.read_text():
         (tmp_path / "text.jsonl").write_text(3 * (json.dumps({"text": 3000 * "a"}) + "\n"))
         arguments += [f"data.path={tmp_path}/text.jsonl", "data.tokenizer=bytes", f"data.folder={tmp_path}/corpora"]
-    sweeper = hydra.compose(primary, overrides=arguments, return_hydra_config=True).hydra.sweeper
-    loader = GlobalHydra.instance().config_loader()
-    points = expand(arguments, sweeper.params, sweeper.grids, loader)
-    found = check_points(points, Composer(lambda overrides: hydra.compose(primary, overrides=overrides), loader))
+    found = _checked(primary, arguments)
     (name,) = {checked.settings["study"] for checked in found}
     assert name == path.stem or (path.with_stem(name).exists() and path.stem.startswith(name))  # or is a part of it
     jobs = group(found)
     assert sum(len(runs_of(job.settings)) for job in jobs) == len(found) >= len(jobs) > 1
+
+
+@pytest.mark.usefixtures("compose")
+def test_an_axis_may_refer_to_a_setting_of_its_point():
+    found = [checked.settings for checked in _checked("config", ["+study=based_figure3"])]
+    widths = {
+        (settings["mixer"]["feature_dim"], settings["model"]["d_model"])
+        for settings in found
+        if settings["mixer"]["name"] == "cosformer"
+    }
+    assert widths == {(K, K) for K in (64, 128, 256, 512)} | {(64, D) for D in (128, 256, 512)}
 
 
 class Noting:
