@@ -14,7 +14,7 @@ unit = st.floats(0, 1)
 places = st.lists(st.tuples(unit, unit), min_size=1, max_size=20)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(places, st.lists(st.tuples(unit, unit), min_size=2, max_size=4))
 @print_style()
 def test_labels_are_clear_of_points_lines_and_each_other(points, line):

@@ -33,7 +33,7 @@ def studies(draw, families=("a", "b")):
     return table([row[:4] for row in rows], family=[row[4] for row in rows])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(studies())
 def test_hypervolume_is_the_mean_of_the_best_accuracy_over_log_bytes(runs):
     means = runs.groupby("point")[["state.bytes", "accuracy"]].mean()
@@ -70,7 +70,7 @@ def test_a_box_that_is_none_is_said(box):
         hypervolume(table([(0, 0, 0, 0.2)]), box)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(studies(), st.sampled_from([10.0, 30.0, 50.0, 90.0, 100.0]))
 def test_a_place_is_in_the_surface_if_enough_seeds_attain_it(runs, level):
     corners = attainment(runs, levels=[level])
@@ -98,7 +98,7 @@ def test_attainment_by_group_in_units_of_the_columns():
         attainment(runs, levels=(0,))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(studies(), st.sampled_from([0.3, 0.5, 0.9, 1.0]))
 def test_dominance_against_a_loop_over_budgets_and_seeds(runs, share):
     found = dominance(runs, share=share)
@@ -154,7 +154,7 @@ def test_matched_quality_is_read_between_frontier_points_over_log_bytes():
     assert math.isinf(row["state.bytes"])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(studies(), st.floats(0.01, 1))
 def test_matched_quality_is_monotone_and_bracketed(runs, target):
     for row in matched_quality(runs, target, resamples=30).to_dict("records"):

@@ -30,7 +30,7 @@ def results(form, tensors):
 
 
 @FORMS
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(B=st.integers(0, 2), H=st.integers(1, 3), n=st.integers(1, 6), K=st.integers(1, 4), V=st.integers(1, 4))
 def test_is_the_recurrence(form, B, H, n, K, V):
     tensors = inputs(B, H, n, K, V)

@@ -19,7 +19,7 @@ def close(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(N=st.integers(0, 20), L=st.integers(1, 30), n=st.sampled_from([(), (1,), (2, 3)]))
 def test_long_convolution(N, L, n):
     u, h = random(5, *n, 2, N), random(5, L)

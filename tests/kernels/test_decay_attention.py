@@ -24,7 +24,7 @@ def one_by_one(q, k, v, log_decay, state):
     return torch.stack(outputs, 2) if outputs else v, state
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     batch=st.integers(1, 2),
     groups=st.integers(1, 2),

@@ -9,7 +9,7 @@ from kernels.diagonal_ssm import Complex, diagonal_ssm, diagonal_ssm_step
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(N=st.integers(1, 30), chunk=st.integers(1, 12), starts=st.booleans(), between=st.sampled_from([(), (2, 3)]))
 def test_chunks_are_steps(N, chunk, starts, between):
     draw = torch.Generator().manual_seed(N + 100 * chunk)

@@ -26,7 +26,7 @@ def one_by_one(x, dt, A, B, C, state):
     return torch.stack(outputs, 1) if outputs else x, state
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     batch=st.integers(1, 2),
     length=st.integers(0, 3 * CHUNK) | st.just(CHUNK * CHUNK + 5),

@@ -29,7 +29,7 @@ def written_out(mixer, x):
     return mixer.o_proj(y.transpose(1, 2).flatten(-2))
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(length=st.integers(1, 50), num_heads=st.sampled_from([1, 4]), horizon=st.sampled_from([50, 2048]))
 def test_is_its_attention_matrix(length, num_heads, horizon):
     torch.manual_seed(0)

@@ -38,7 +38,7 @@ def one_by_one(q, k, v, beta, log_decay, state):
     return torch.stack(outputs, 2) if outputs else v, state
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     heads=st.integers(1, 2),
     length=st.integers(0, 70),
@@ -94,7 +94,7 @@ def test_keys_that_repeat_do_not_cost_digits(greatest_beta):
     assert distance(y, expected) < 2e-6
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(length=st.integers(1, 140), decays=st.booleans())
 def test_is_that_of_fla(length, decays):
     pytest.importorskip("fla")

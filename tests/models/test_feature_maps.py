@@ -36,7 +36,7 @@ every_map = pytest.mark.parametrize("name", list(FEATURE_MAPS))
 
 
 @every_map
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(feature_dim=st.integers(1, 9), length=st.integers(0, 12))
 def test_similarity_is_the_product_of_features(name, feature_dim, length):
     q, k = queries_and_keys(length, feature_dim)

@@ -46,7 +46,7 @@ def by_hand(mixer, x):
     return mixer.output_linear(y.flatten(1))
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(
     heads=st.integers(1, 3),
     head_dim=st.integers(1, 3),

@@ -38,7 +38,7 @@ def steps(model, tokens, state):
 
 
 @pytest.mark.parametrize("mixer", [name for name, kind in MIXERS.items() if not kind.needs_gpu])
-@settings(max_examples=4, deadline=None, derandomize=True)
+@settings(max_examples=4, derandomize=True)
 @given(batch=st.integers(1, 3), prefix=st.integers(0, 20), suffix=st.integers(0, 6), capacity=st.booleans())
 def test_forward_is_prefill_then_steps(mixer, batch, prefix, suffix, capacity):
     model = build(layers=[mixer, "short_conv"])
@@ -65,7 +65,7 @@ def test_every_option_keeps_the_two_forms_equal_and_matters(options):
     assert distance(model(tokens), other(tokens)) > 0.01
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20, derandomize=True)
 @given(batch=st.integers(1, 3), asked=st.lists(st.integers(0, 16), min_size=1, max_size=20))
 def test_asking_at_positions_gathers_from_all_logits(batch, asked):
     """In any order, some more than once, other ones in every row."""

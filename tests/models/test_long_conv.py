@@ -85,7 +85,7 @@ def test_long_conv_is_a_gate_and_a_sum(implicit):
 
 
 @torch.no_grad()
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     filter_length=st.integers(1, 12),
     implicit=st.booleans(),

@@ -66,7 +66,7 @@ def test_is_made_where_it_is_asked_to_be(name, monkeypatch):
 
 @every_mixer
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(batch=st.integers(1, 3), prefix=st.integers(0, 70), middle=st.integers(0, 40), suffix=st.integers(0, 5))
 def test_forward_is_prefill_then_prefill_then_steps(name, dtype, batch, prefix, middle, suffix):
     mixer = build(name, dtype)
@@ -91,7 +91,7 @@ def test_steps_alone_equal_forward_far_beyond_any_chunk(name):
 
 
 @every_mixer
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(t=st.integers(0, 149))
 def test_no_output_sees_the_future(name, t):
     mixer = build(name)

@@ -36,7 +36,7 @@ def one_by_one(r, log_w, k, v, a, b, state):
     return torch.stack(outputs, 2) if outputs else v, state
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     heads=st.integers(1, 2),
     length=st.integers(0, 70),
@@ -81,7 +81,7 @@ def test_no_decay_overflows_or_costs_digits(strongest):
     assert all(t.grad.isfinite().all() for t in narrow)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(length=st.integers(1, 140))
 def test_is_that_of_fla(length):
     pytest.importorskip("fla")

@@ -69,7 +69,7 @@ def test_what_is_wrong_is_said_in_a_sentence(settings_given, sentence):
 WRONG = {"width": -1, "rate": -1, "heads": 0, "kind": "none", "causal": None, "sizes": 3, "other": 0}
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 @given(wrong=st.sets(st.sampled_from(sorted(WRONG)), min_size=1))
 def test_everything_wrong_is_said_and_nothing_else(wrong):
     sound = {"width": 4, "rate": 0.5, "heads": 2, "kind": "half", "causal": False, "sizes": [1]}

@@ -26,7 +26,7 @@ def by_a_loop(row, frequent):
     return found
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(rows=ROWS, frequent=st.sets(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=6))
 def test_hits_are_those_of_a_loop(rows, frequent):
     numbers = torch.tensor(sorted(6 * a + b for a, b in frequent), dtype=torch.int64)
@@ -39,7 +39,7 @@ def test_bins_are_powers_of_two():
     assert bins(distance).tolist() == [0, 1, 2, 2, 3, 3, 4, 11, 12, 40, 41]
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 @given(
     shards=st.lists(st.lists(st.integers(0, 4), max_size=30), min_size=1, max_size=4),
     chunk=st.integers(1, 9),

@@ -141,7 +141,7 @@ def test_who_is_silent_for_too_long_has_lost_it(tmp_path):
         ours.release()
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 @given(age=st.floats(0, 3 * claim.STALE).filter(lambda age: abs(age - claim.STALE) > 5), released=st.booleans())
 def test_of_a_process_elsewhere_the_heartbeat_is_all_that_counts(age, released, tmp_path_factory):
     directory = tmp_path_factory.mktemp("runs") / "run"

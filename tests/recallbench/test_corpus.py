@@ -85,7 +85,7 @@ def test_archives_of_several_streams_are_read_to_their_end(tmp_path):
         assert tokens(corpus.train) + tokens(corpus.validation) == as_tokens(documents)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20, derandomize=True)
 @given(fraction=st.floats(0.001, 0.999), count=st.integers(2, 12))
 def test_validation_is_the_tail_that_was_asked_for(fraction, count, tmp_path_factory):
     documents = texts(count, seed=count)
@@ -262,7 +262,7 @@ def test_a_single_document_has_nothing_to_validate_on(tmp_path):
         prepare(data(tmp_path / "gone"))
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 @given(windows=st.integers(1, 9), batch_size=st.integers(1, 7), seed=st.integers(0, 3))
 def test_every_window_is_read_once_before_any_is_read_again(windows, batch_size, seed):
     order = Order(windows, batch_size, seed)

@@ -43,7 +43,7 @@ def by_hand(parameters, slices):
     return torch.stack(table).mean(0).tolist()  # [M, (accuracy, loss)]
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 7), st.integers(1, 4)), min_size=1, max_size=3),
     batch_size=st.integers(1, 8),

@@ -134,7 +134,7 @@ def defaults(target):
     return {name: field.default for name, field in fields.items() if name != "d_model"}
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(mixer=st.sampled_from(list(ALL_MIXERS)), data=st.data())
 def test_a_default_that_is_given_is_a_default_left_out(mixer, data, tiny):
     base = tiny({"mixer": {"name": mixer}})

@@ -51,7 +51,7 @@ def test_members_end_as_if_alone_in_float32(mixer, members, carry_out, outcome, 
         assert b["metrics"]["accuracy"] == pytest.approx(a["metrics"]["accuracy"], abs=1 / 32 + 1e-6)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(
     rates=st.lists(st.floats(1e-5, 0.5), min_size=1, max_size=4),
     weight_decay=st.sampled_from([0.0, 0.1, 1.0]),

@@ -45,7 +45,7 @@ def model(request, tmp_path_factory):
 prompts = st.lists(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=12), min_size=1, max_size=5)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(prompts=prompts, count=st.integers(1, 5), end=st.integers(0, VOCABULARY - 1))
 def test_a_batch_of_any_lengths_continues_each_prompt_as_alone(model, prompts, count, end):
     expected = []
@@ -60,7 +60,7 @@ def test_a_batch_of_any_lengths_continues_each_prompt_as_alone(model, prompts, c
     assert got == expected
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(before=prompts, after=prompts)
 def test_log_likelihoods_are_sums_over_the_continuation(model, before, after):
     pairs = list(zip(before, after, strict=False))

@@ -256,7 +256,7 @@ def test_writing_is_all_or_nothing(tmp_path):
     assert path.read_text() == "after"
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20, derandomize=True)
 @given(calls=st.lists(st.lists(st.sampled_from("abcdef"), max_size=5), min_size=1, max_size=4))
 def test_a_manifest_loses_nothing_and_repeats_nothing(calls, tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")

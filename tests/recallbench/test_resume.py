@@ -55,7 +55,7 @@ def test_a_run_stopped_after_any_step_ends_the_same(mixer, members, carry_out, o
         assert [outcome(record) for record in carry_out(where, runs)] == expected, f"stopped at step {step}"
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=12, derandomize=True)
 @given(stops=st.lists(st.integers(1, 5), max_size=6))
 def test_a_run_stopped_again_and_again_ends_the_same(stops, run, carry_out, outcome, folder):
     (expected,) = carry_out(folder(), [run()])
@@ -80,7 +80,7 @@ def test_a_run_asked_to_stop_in_its_last_moment_ends_and_says_so(run, carry_out,
 
 
 @pytest.mark.usefixtures("float64")
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=10, derandomize=True)
 @given(
     before=st.sampled_from([[[0, 1, 2]], [[0], [1], [2]], [[0, 1], [2]], [[0, 2]], [[1]]]),
     after=st.sampled_from([[[0, 1, 2]], [[0], [1], [2]], [[2, 0], [1]]]),

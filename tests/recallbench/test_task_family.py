@@ -174,7 +174,7 @@ def made(name, shape, values, n=500, seed=0, split="test"):
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_reader_of_the_row_finds_the_questions_and_the_answers(name):
-    @settings(max_examples=60, deadline=None, derandomize=True)
+    @settings(max_examples=60, derandomize=True)
     @given(drawn=SHAPES[name], n=st.integers(1, 6), seed=st.integers(0, 2**40))
     def holds(drawn, n, seed):
         shape, values = drawn
@@ -205,7 +205,7 @@ def test_the_defaults_are_read_alike(name):
 # Each task holds what it says it holds.
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(drawn=SHAPES["overwritten_recall"])
 def test_every_key_is_bound_and_no_value_comes_twice(drawn):
     shape, values = drawn
@@ -229,7 +229,7 @@ def test_bindings_are_shuffled_over_time():
     assert stats.chisquare(counts[1:7].numpy()).pvalue > REJECT
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(drawn=SHAPES["noisy_recall"])
 def test_pairs_are_whole_and_noise_is_between_them(drawn):
     shape, values = drawn

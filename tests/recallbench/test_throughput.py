@@ -179,7 +179,7 @@ def test_caches_write_a_token_and_recurrences_everything():
 
 
 @given(tokens=st.integers(1, 40))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_of_an_embedding_that_is_no_head_the_rows_are_read(tokens):
     tied, untied = build("attention"), build("attention", tie_embeddings=False)
     assert weights_read(tied, tokens) == weight_bytes(tied)

@@ -33,7 +33,7 @@ TEXTS = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(texts=st.lists(TEXTS, min_size=1, max_size=3))
 def test_text_comes_back(texts, tokenizers):
     """Also what looks like the token at the end of a document, which no text ever holds."""

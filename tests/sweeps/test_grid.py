@@ -23,7 +23,7 @@ names = st.sampled_from(["seed", "task.seed", "train.epochs", "train.batch_size"
 axes = st.dictionaries(names, st.lists(st.integers(0, 4), min_size=1, max_size=3), max_size=3)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(params=axes, grids=st.lists(axes, max_size=3), given_axes=axes)
 def test_points_are_a_union_of_products(params, grids, given_axes, loader):
     arguments = [f"{key}={','.join(map(str, values))}" for key, values in given_axes.items()]

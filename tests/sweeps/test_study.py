@@ -57,7 +57,7 @@ values = st.lists(
 )
 
 
-@settings(max_examples=20, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=20, derandomize=True, phases=[Phase.explicit, Phase.generate])
 @given(point=values)
 @example(point=["train.epochs=2", "train.learning_rate=0.1", "train.epochs=3"])
 @example(point=["mixer.feature_dim=8", "mixer=attention"])
@@ -86,7 +86,7 @@ sound = st.lists(
 )
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=12, derandomize=True, phases=[Phase.explicit, Phase.generate])
 @given(points=sound)
 def test_every_run_is_in_one_job_with_what_differs_in_rate_and_seed_alone(points, compose):
     found = check_points(points, compose)
