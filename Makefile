@@ -43,9 +43,13 @@ $(SENTENCES): $(wildcard $(SQUAD)) | .venv/ready
 	mkdir -p $(@D)
 	$(BIN)/python -m recallbench.recall.build_completions '$(SQUAD)' --out $@
 
-bench: .venv/ready ## measure training and kernels on this machine: figures/bench/*.parquet
+SPEEDS = $(if $(shell nvidia-smi -L 2>/dev/null),,quick_)throughput
+
+bench: .venv/ready ## measure training, kernels and how fast models read and decode on this machine: figures/bench/*.parquet
 	$(BIN)/python -m recallbench.benchmark --out $(FIGURES)/bench/training.parquet
 	$(BIN)/python -m recallbench.kernel_benchmark --out $(FIGURES)/bench/kernels.parquet
+	$(BIN)/python -m recallbench.throughput +study=$(SPEEDS) runs=$(RUNS)
+	$(BIN)/python -m sweeps export $(SPEEDS) --runs $(RUNS) --out $(FIGURES)/bench/throughput.parquet
 
 docs: .venv/ready ## the reference of all modules, from their docstrings: figures/docs/index.html
 	@$(BIN)/python -W "ignore:The module specification" -m pdoc --docformat google --output-directory $(FIGURES)/docs $(MODULES)
