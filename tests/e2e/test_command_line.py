@@ -1,6 +1,7 @@
 """`python -m recallbench` as a user calls it: what is wrong is said in a sentence, what is done is not done again."""
 
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -138,6 +139,13 @@ def test_a_mistake_is_said_in_a_sentence_and_nothing_is_run(arguments, expected,
     for line, start in zip(done.err.splitlines(), expected.splitlines(), strict=True):
         assert line.startswith(start)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_loggers_of_a_process_stay_as_they_were(call, tiny, caplog):
+    log = logging.getLogger("of_someone_else")
+    assert call(*tiny("mixer=attention")).status == 0
+    log.warning("still heard")
+    assert caplog.messages == ["still heard"]
 
 
 def test_a_mistake_ends_the_process_with_status_2(tmp_path):
