@@ -10,6 +10,10 @@ adjoint recurrence
     dx_t = dt_t (B_t . dh_t)              dB_t = sum over channels of dt_t x_t dh_t     dA = sum over t of dt_t p_t
     ddt_t = x_t (B_t . dh_t) + A . p_t    dC_t = sum over channels of dy_t h_t          dstate = a_1 dh_1
 
+Few sequences leave most of a GPU idle in that way. So where no gradient will be asked for, long ones are cut into
+segments with a program each: one kernel finds what a segment adds to a state and the sum of its dt, which with A is its
+decay, and a second takes the steps again from the state that enters the segment, found from the segments before it.
+
 Sums over the channels of a block are made in registers, those over blocks, and over the batch for A, by a sum after the
 kernel, so that results do not vary from run to run.
 
@@ -48,12 +52,10 @@ class Blocks(NamedTuple):
     registers: int | None
     """What a thread of the backward pass is held to, so that a scheduler has three warps to choose from."""
 
-    def forward(self, E: int, S: int, keep: bool) -> dict[str, Any]:
-        """What `_forward` is compiled for."""
-        return {
-            "E": E, "S": S, "L": min(8, _padded(S)), "BE": self.forward_channels, "T": self.tile, "KEEP": keep,
-            "num_warps": 1,
-        }  # fmt: skip
+    def forward(self, E: int, S: int, **others: bool) -> dict[str, Any]:
+        """What `_segments` and, with KEEP, `_forward` are compiled for."""
+        L = min(8, _padded(S))
+        return {"E": E, "S": S, "L": L, "BE": self.forward_channels, "T": self.tile, "num_warps": 1, **others}
 
     def backward(self, E: int, S: int) -> dict[str, Any]:
         """What `_backward` is compiled for."""
@@ -76,19 +78,69 @@ def blocks(S: int) -> Blocks:
     return Blocks(min(64, 2048 // padded), min(128, max(8, 512 // padded)), tile, registers)
 
 
+PROGRAMS = 1584
+"""Of a GPU filled: three warps for each of the four schedulers of 132 multiprocessors."""
+SHORTEST = 64
+"""Steps of a segment; the state that enters it costs up to a step for each segment before it."""
+
+
+def segments(programs: int, N: int) -> int:
+    """Into how many a sequence of N steps is cut, where whole sequences make so many programs.
+
+    Every step is taken twice then, so that fewer than four would gain nothing.
+    """
+    count = min(PROGRAMS // programs, N // SHORTEST)
+    return count if count >= 4 else 1
+
+
 def _padded(S: int) -> int:
     """The power of two that holds S states, at least 4."""
     return max(4, 1 << (S - 1).bit_length())
 
 
 @triton.jit
-def _forward(
-    x_ptr, dt_ptr, rate_ptr, b_ptr, c_ptr, state_ptr, y_ptr, final_ptr, starts_ptr,
-    N, sequences, b_row, b_step, c_row, c_step,
-    E: tl.constexpr, S: tl.constexpr, L: tl.constexpr, BE: tl.constexpr,
-    T: tl.constexpr, KEEP: tl.constexpr,
+def _segments(
+    x_ptr, dt_ptr, rate_ptr, b_ptr, added_ptr, sum_ptr,
+    N, length, sequences, b_row, b_step,
+    E: tl.constexpr, S: tl.constexpr, L: tl.constexpr, BE: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    """All N steps of BE channels: states h in pieces [L, BE]."""
+    """What a segment of `length` steps adds to a state, [., segments, S, E], and its sum of dt, [., segments, E]."""
+    pieces: tl.constexpr = (S + L - 1) // L
+    blocks: tl.constexpr = (E + BE - 1) // BE
+    row, segment = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(1)
+    e = (tl.program_id(0) % blocks).to(tl.int64) * BE + tl.arange(0, BE)
+    s = tl.arange(0, L)
+    in_e = e < E
+    at = tl.max_contiguous(s[:, None] * E + e[None, :], [1, 2])
+    rate_ptr += row // sequences * S * E + at
+    part = row * tl.num_programs(1) + segment
+    added_ptr += part * S * E + at
+    sum_ptr += part * E + e
+    own = row * N * E + e
+    x_ptr, dt_ptr, b_ptr = x_ptr + own, dt_ptr + own, b_ptr + row * b_row + s
+    rates, hs = (), ()
+    for p in tl.static_range(pieces):
+        inside = (p * L + s < S)[:, None] & in_e[None, :]
+        rates += (tl.load(rate_ptr + p * L * E, mask=inside, other=0.0),)
+        hs += (tl.zeros([L, BE], tl.float32),)
+    total = tl.zeros([BE], tl.float32)
+    for first in range(segment * length, (segment + 1) * length, T):
+        for i in tl.static_range(T):
+            x, dt, bs = _inputs(x_ptr, dt_ptr, b_ptr, first + i, N, s, in_e, E, S, L, b_step)
+            hs = _after(hs, rates, x[None, :], dt[None, :], bs)
+            total += dt
+    for p in tl.static_range(pieces):
+        tl.store(added_ptr + p * L * E, hs[p], mask=(p * L + s < S)[:, None] & in_e[None, :])
+    tl.store(sum_ptr, total, mask=in_e)
+
+
+@triton.jit
+def _forward(
+    x_ptr, dt_ptr, rate_ptr, b_ptr, c_ptr, state_ptr, added_ptr, sum_ptr, y_ptr, final_ptr, starts_ptr,
+    N, length, sequences, b_row, b_step, c_row, c_step,
+    E: tl.constexpr, S: tl.constexpr, L: tl.constexpr, BE: tl.constexpr, T: tl.constexpr, KEEP: tl.constexpr,
+):  # fmt: skip
+    """The steps of a segment in BE channels: states h in pieces [L, BE]. With KEEP a sequence is one segment."""
     pieces: tl.constexpr = (S + L - 1) // L
     blocks: tl.constexpr = (E + BE - 1) // BE
     row = (tl.program_id(0) // blocks).to(tl.int64)
@@ -115,7 +167,14 @@ def _forward(
         inside = (p * L + s < S)[:, None] & in_e[None, :]
         rates += (tl.load(rate_ptr + p * L * E, mask=inside, other=0.0),)
         hs += (tl.load(state_ptr + p * L * E, mask=inside, other=0.0),)
-    for first in range(0, N, T):
+    begin, end = 0, N
+    if not KEEP:
+        segment, others = tl.program_id(1), tl.num_programs(1) - 1
+        begin, end = segment * length, tl.minimum((segment + 1) * length, N)
+        added_ptr += row * others * S * E + at
+        sum_ptr += row * others * E + e
+        hs = _entering(hs, rates, added_ptr, sum_ptr, segment, s, in_e, E, S, L)
+    for first in range(begin, end, T):
         if KEEP:
             for p in tl.static_range(pieces):
                 inside = (p * L + s < S)[:, None] & in_e[None, :]
@@ -142,9 +201,10 @@ def _forward(
         for i in tl.static_range(T):
             n = first + i
             tl.store(y_ptr + n * E, ys[i].to(y_ptr.dtype.element_ty), mask=in_e & (n < N))
-    for p in tl.static_range(pieces):
-        inside = (p * L + s < S)[:, None] & in_e[None, :]
-        tl.store(final_ptr + p * L * E, hs[p], mask=inside)
+    if end == N:
+        for p in tl.static_range(pieces):
+            inside = (p * L + s < S)[:, None] & in_e[None, :]
+            tl.store(final_ptr + p * L * E, hs[p], mask=inside)
 
 
 @triton.jit
@@ -226,6 +286,22 @@ def _after(hs, rates, x, dt, bs):
 
 
 @triton.jit
+def _entering(
+    hs, rates, added_ptr, sum_ptr, segment, s, in_e, E: tl.constexpr, S: tl.constexpr, L: tl.constexpr
+):  # fmt: skip
+    """The states that enter a segment, from those that enter the first and what the segments in between do."""
+    for before in range(segment):
+        total = tl.load(sum_ptr + before * E, mask=in_e, other=0.0)
+        after = ()
+        for p in tl.static_range(len(hs)):
+            inside = (p * L + s < S)[:, None] & in_e[None, :]
+            added = tl.load(added_ptr + (before * S + p * L) * E, mask=inside, other=0.0)
+            after += (tl.exp2(total[None, :] * rates[p]) * hs[p] + added,)
+        hs = after
+    return hs
+
+
+@triton.jit
 def _adjoint(dhs, das, before, after, rates, x, dt, dy, bs, cs):
     """A step back: dh and dA of every piece, dC and dB of states, and the gradients of dt x and dt of channels."""
     new_dhs, new_das, dcs, dbs = (), (), (), ()
@@ -287,10 +363,21 @@ def _scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor,
     y, h, starts = _empty_outputs(x, A, keep)
     x, dt, rate, B, C = _arguments(x, dt, A, B, C)
     cut = blocks(S)
+    programs = _ceil(E, cut.forward_channels) * b
+    count = 1 if keep else segments(programs, N)
+    length = _ceil(_ceil(N, count), cut.tile) * cut.tile
+    before = _ceil(N, length) - 1
+    added, total = (x.new_empty(b, before, *rest, E, dtype=torch.float32) for rest in ([S], []))
     with torch.cuda.device_of(x):
-        _forward[(_ceil(E, cut.forward_channels) * b,)](
-            x, dt, rate, B, C, _transposed(state), y, h, starts,
-            N, b // groups, B.stride(0), B.stride(1), C.stride(0), C.stride(1), **cut.forward(E, S, keep),
+        if before:
+            _segments[(programs, before)](
+                x, dt, rate, B, added, total,
+                N, length, b // groups, B.stride(0), B.stride(1), **cut.forward(E, S),
+            )  # fmt: skip
+        _forward[(programs, before + 1)](
+            x, dt, rate, B, C, _transposed(state), added, total, y, h, starts,
+            N, length, b // groups, B.stride(0), B.stride(1), C.stride(0), C.stride(1),
+            **cut.forward(E, S, KEEP=keep),
         )  # fmt: skip
     return y, h.mT, starts
 

@@ -1,10 +1,9 @@
 """Generating: a token at a time for all rows of a batch, each step the model's and the choice of the next token.
 
-On a GPU a step is a CUDA graph where the state allows it: at small batches the kernels of a step take microseconds,
-less than Python takes to ask for them, and a serving system would not let that be the limit. A graph reads and writes
-tensors that stay where they are, so what a mixer returns in new tensors is copied back into the old ones. The steps of
-our own blocks are compiled for it: each of their small kernels, of which a block has a dozen, takes a microsecond or
-more even in a graph, and joined they are few.
+On a GPU a step is a CUDA graph where the state allows it. A graph reads and writes tensors that stay where they are, so
+what a mixer returns in new tensors is copied back into the old ones. The steps of our own blocks are compiled for it:
+each of their small kernels, of which a block has a dozen, takes a microsecond or more even in a graph, and joined they
+are few.
 """
 
 from typing import Any
@@ -15,9 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 
 from models import LanguageModel
 from models.huggingface import HuggingFaceModel
-
-WARM_UP = 3
-"""Steps before a graph is recorded: they compile, and choose among kernels, which a recording may not."""
+from recallbench.throughput.graph import recorded
 
 
 def sample(logits: Tensor, temperature: float) -> Tensor:
@@ -81,7 +78,7 @@ class Decoder:
     def restart(self) -> None:
         """Back to the end of the prompt."""
         if self.graph is not None:
-            overwrite([self.token, self.state], [self.first, self.of_one_row])
+            self._overwrite()
             return
         self.state = None  # frees the one before
         self.token = self.first.repeat(self.tokens)  # [B]
@@ -110,17 +107,10 @@ class Decoder:
     def _record(self, device: torch.device) -> torch.cuda.CUDAGraph:
         if isinstance(self.model, LanguageModel):
             self.model_step = self.model.generate_step()
-        aside = torch.cuda.Stream(device)
-        aside.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(aside):
-            for _ in range(WARM_UP):
-                overwrite([self.token, self.state], [self.first, self.of_one_row])
-                self.step_in_place()
-        torch.cuda.current_stream(device).wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.step_in_place()
-        return graph
+        return recorded(self.step_in_place, self._overwrite, device)
+
+    def _overwrite(self) -> None:
+        overwrite([self.token, self.state], [self.first, self.of_one_row])
 
 
 def _shapes(state: Any) -> Any:

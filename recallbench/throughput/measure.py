@@ -95,7 +95,7 @@ def workload(run: Measurement, model: Model, batch_size: int) -> Prefill | Decod
     """What is timed."""
     how = run.throughput
     if how.kind == "prefill":
-        return Prefill(model, batch_size, how.prompt_length, run.state_dtype)
+        return Prefill(model, batch_size, how.prompt_length, run.state_dtype, how.cuda_graph)
     return Decoder(model, batch_size, how.prompt_length, how.generate, run.state_dtype, how.temperature, how.cuda_graph)
 
 

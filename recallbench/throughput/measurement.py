@@ -26,7 +26,7 @@ REQUIRED = ("throughput", "model", "mixer")
 PARTS = (*REQUIRED, "members")
 """The parts of a configuration that say what is measured; the rest says where and how."""
 
-WITHOUT_EFFECT = {"prefill": {"generate", "temperature", "cuda_graph"}, "decode": set()}
+WITHOUT_EFFECT = {"prefill": {"generate", "temperature"}, "decode": set()}
 """For each kind of measurement, the settings that change nothing in it."""
 
 

@@ -28,6 +28,7 @@ from recallbench.throughput.floor import Floor, floor, weight_bytes, weights_rea
 from recallbench.throughput.largest import largest
 from recallbench.throughput.machine import Rates, rates
 from recallbench.throughput.measurement import ThroughputConfig, execution_of
+from recallbench.throughput.prefill import Prefill
 from recallbench.throughput.timing import durations, spread
 from sweeps.pool import places
 
@@ -151,6 +152,21 @@ def test_a_graph_generates_what_steps_do(mixer):
     assert all((tokens == made[0]).all() for tokens in made)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a graph needs a GPU")
+@pytest.mark.parametrize("mixer", PLAIN)
+@torch.no_grad()
+def test_a_graph_reads_what_a_prefill_does(mixer):
+    torch.manual_seed(0)
+    read = Prefill(build(mixer, "short_conv").cuda(), 3, 70, torch.float32, cuda_graph=True)
+    assert read.in_graph
+    read.prompts.random_(16)
+    read.step()
+    replayed = read.logits.clone()
+    read.graph = None
+    read.step()
+    torch.testing.assert_close(replayed, read.logits)
+
+
 def test_tokens_are_drawn_with_the_probabilities_of_the_model():
     torch.manual_seed(0)
     logits, n = torch.tensor([2.0, 0.0, -1.0, -math.inf]), 200_000
@@ -260,7 +276,7 @@ def test_the_identity_is_that_of_every_setting_and_of_the_device():
     others.append(resolve(config({"mixer": {"name": "mamba"}})).identity)
     assert len({base.identity, *others}) == 1 + len(others)
     read = resolve(config(kind="prefill")).identity
-    for name in ("generate", "temperature", "cuda_graph"):  # of no effect on reading
+    for name in ("generate", "temperature"):  # of no effect on reading
         assert resolve(config(kind="prefill", **{name: OTHER[name]})).identity == read
     assert resolve(config()).settings["throughput.device_name"] == device_name(CPU)
 
