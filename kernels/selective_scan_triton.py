@@ -78,8 +78,8 @@ def blocks(S: int) -> Blocks:
     return Blocks(min(64, 2048 // padded), min(128, max(8, 512 // padded)), tile, registers)
 
 
-PROGRAMS = 1584
-"""Of a GPU filled: three warps for each of the four schedulers of 132 multiprocessors."""
+PROGRAMS = 2112
+"""Of a GPU filled: four warps for each of the four schedulers of 132 multiprocessors."""
 SHORTEST = 64
 """Steps of a segment; the state that enters it costs up to a step for each segment before it."""
 
