@@ -1,5 +1,6 @@
 """One measurement: warm up, several passes, and every figure beside its floor."""
 
+import dataclasses
 import gc
 import math
 import time
@@ -15,12 +16,15 @@ from recallbench.provenance import provenance
 from recallbench.state import measure_state
 from recallbench.throughput.decode import Decoder
 from recallbench.throughput.floor import Model, floor, weight_bytes
-from recallbench.throughput.largest import largest
+from recallbench.throughput.largest import largest, near
 from recallbench.throughput.machine import rates
 from recallbench.throughput.measurement import Measurement
 from recallbench.throughput.nvml import LEAST, Gpu
 from recallbench.throughput.prefill import Prefill
 from recallbench.throughput.timing import durations, spread
+
+WARM_UP = 2.0
+"""Seconds."""
 
 
 def measure(run: Measurement, device: torch.device, stop: StopRequest) -> dict[str, Any]:
@@ -37,17 +41,14 @@ def _measure(run: Measurement, device: torch.device, stop: StopRequest) -> dict[
     torch.manual_seed(0)
     with device:
         model = build_model(run.model).to(device, run.dtype).eval().requires_grad_(False)
-    asked = run.throughput.batch_size
-    batch_size = largest(lambda B: _fits(run, model, B, stop)) if asked == "largest" else int(asked)
-    if not batch_size:
-        raise torch.OutOfMemoryError("not even one sequence fits")
+    batch_size = _batch_size(run, model, stop)
     can = rates(device, run.dtype)
     least = floor(run, model, batch_size)
     state = measure_state(model, run.length, run.state_dtype)
     _free(device)
     work = workload(run, model, batch_size)
     work.restart()
-    durations(work.step, work.steps, device)  # compiles, and brings the clock up
+    _warm_up(work, device)
     gpu = Gpu(device)
     seconds: list[float] = []
     joules = 0.0
@@ -99,6 +100,18 @@ def workload(run: Measurement, model: Model, batch_size: int) -> Prefill | Decod
     return Decoder(model, batch_size, how.prompt_length, how.generate, run.state_dtype, how.temperature, how.cuda_graph)
 
 
+def _batch_size(run: Measurement, model: Model, stop: StopRequest) -> int:
+    """Rows of a batch. The largest is searched for by steps as written, since a graph compiles them anew for each."""
+    if run.throughput.batch_size != "largest":
+        return int(run.throughput.batch_size)
+    as_written = dataclasses.replace(run, throughput=run.throughput.model_copy(update={"cuda_graph": False}))
+    guess = largest(lambda B: _fits(as_written, model, B, stop))
+    found = near(guess, lambda B: _fits(run, model, B, stop))
+    if not found:
+        raise torch.OutOfMemoryError("not even one sequence fits")
+    return found
+
+
 def _fits(run: Measurement, model: Model, batch_size: int, stop: StopRequest) -> bool:
     """Whether a step of so many rows fits into the memory of the GPU."""
     if stop.made:
@@ -113,6 +126,15 @@ def _fits(run: Measurement, model: Model, batch_size: int, stop: StopRequest) ->
             raise
         return False
     return True
+
+
+def _warm_up(work: Prefill | Decoder, device: torch.device) -> None:
+    """Compile, and bring the clock up: a pass, or as much of it as `WARM_UP` allows for."""
+    began = time.monotonic()
+    for _ in range(work.steps):
+        durations(work.step, 1, device)
+        if time.monotonic() - began > WARM_UP:
+            return
 
 
 def _free(device: torch.device) -> None:

@@ -25,8 +25,9 @@ from recallbench.state import measure_state
 from recallbench.throughput import execute, nvml
 from recallbench.throughput.decode import Decoder, sample
 from recallbench.throughput.floor import Floor, floor, weight_bytes, weights_read, written
-from recallbench.throughput.largest import largest
+from recallbench.throughput.largest import largest, near
 from recallbench.throughput.machine import Rates, rates
+from recallbench.throughput.measure import measure
 from recallbench.throughput.measurement import ThroughputConfig, execution_of
 from recallbench.throughput.prefill import Prefill
 from recallbench.throughput.timing import durations, spread
@@ -73,6 +74,21 @@ def test_the_largest_that_fits_is_found_to_an_eighth(limit):
     found = largest(fits)
     assert found <= limit <= max(found + 1, found * 9 / 8) or found == limit == 0
     assert len(tried) == len(set(tried)) <= 2 + math.log2(limit + 1) + 3
+
+
+@given(limit=st.integers(0, 10**4), guess=st.integers(0, 10**4))
+def test_from_a_guess_it_is_found_as_near(limit, guess):
+    tried = []
+
+    def fits(n):
+        tried.append(n)
+        return n <= limit
+
+    found = near(guess, fits)
+    assert found <= limit <= max(found + 1, found * 9 / 8) or found == 0 == min(limit, guess)
+    assert len(tried) == len(set(tried))
+    if limit >= 8 and limit * 8 / 9 <= guess <= limit * 9 / 8:
+        assert len(tried) <= 3
 
 
 def generated(decoder, step):
@@ -150,6 +166,25 @@ def test_a_graph_generates_what_steps_do(mixer):
         assert decoder.in_graph == cuda_graph
         made += [generated(decoder, decoder.step) for _ in range(2)]
     assert all((tokens == made[0]).all() for tokens in made)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU's memory is filled")
+def test_the_largest_batch_of_a_graph_fills_the_memory():
+    """That is, of what this process may have; a batch by a quarter larger ends without memory."""
+    changes = {"model": {"d_model": 64, "layers": ["short_conv", "mixer"]}, "mixer": {"name": "linear_attention"}}
+    changes["device"] = "cuda"
+    (run,) = runs_of(config(changes, batch_size="largest", cuda_graph=True))
+    torch.cuda.set_per_process_memory_fraction(2**31 / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        metrics = measure(run, torch.device("cuda"), StopRequest())["metrics"]
+        assert metrics["cuda_graph"]
+        more = runs_of(config(changes, batch_size=metrics["batch_size"] * 5 // 4, cuda_graph=True))[0]
+        with pytest.raises(RuntimeError) as raised:
+            measure(more, torch.device("cuda"), StopRequest())
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert out_of_memory(raised.value)
+    assert metrics["batch_size"] > 1000
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a graph needs a GPU")
