@@ -1,6 +1,7 @@
 """Measuring speed: the search for a batch, the loop that is timed, the floor beside it, and the record."""
 
 import copy
+import dataclasses
 import json
 import math
 import sys
@@ -23,11 +24,11 @@ from recallbench.perform import perform
 from recallbench.runs import resolve, runs_of
 from recallbench.state import measure_state
 from recallbench.throughput import execute, nvml
+from recallbench.throughput import measure as measuring
 from recallbench.throughput.decode import Decoder, sample
 from recallbench.throughput.floor import Floor, floor, weight_bytes, weights_read, written
 from recallbench.throughput.largest import largest, near
 from recallbench.throughput.machine import Rates, rates
-from recallbench.throughput.measure import measure
 from recallbench.throughput.measurement import ThroughputConfig, execution_of
 from recallbench.throughput.prefill import Prefill
 from recallbench.throughput.timing import durations, spread
@@ -89,6 +90,30 @@ def test_from_a_guess_it_is_found_as_near(limit, guess):
     assert len(tried) == len(set(tried))
     if limit >= 8 and limit * 8 / 9 <= guess <= limit * 9 / 8:
         assert len(tried) <= 3
+
+
+@pytest.mark.parametrize(("as_written", "in_graph"), [(40, 40), (40, 44), (40, 31), (1, 1), (3, 0), (0, 0)])
+def test_the_largest_batch_is_the_largest_of_what_is_timed(as_written, in_graph, monkeypatch):
+    """Of steps as they will be timed, of which few are tried, whatever fits as written."""
+    real, tried = measuring.workload, []
+
+    def within(run, model, batch_size):
+        graph = run.throughput.cuda_graph
+        tried.extend([batch_size] if graph else [])
+        if batch_size > (in_graph if graph else as_written):
+            raise torch.OutOfMemoryError
+        return real(run, model, batch_size)
+
+    monkeypatch.setattr(measuring, "workload", within)
+    run = resolve(config(cuda_graph=True))
+    run = dataclasses.replace(run, throughput=run.throughput.model_copy(update={"batch_size": "largest"}))
+    if not min(as_written, in_graph):
+        with pytest.raises(torch.OutOfMemoryError, match="not even one sequence fits"):
+            measuring.measure(run, CPU, StopRequest())
+        return
+    found = measuring.measure(run, CPU, StopRequest())["metrics"]["batch_size"]
+    assert found <= in_graph <= max(found + 1, found * 9 / 8)
+    assert len(tried) <= 5
 
 
 def generated(decoder, step):
@@ -166,25 +191,6 @@ def test_a_graph_generates_what_steps_do(mixer):
         assert decoder.in_graph == cuda_graph
         made += [generated(decoder, decoder.step) for _ in range(2)]
     assert all((tokens == made[0]).all() for tokens in made)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU's memory is filled")
-def test_the_largest_batch_of_a_graph_fills_the_memory():
-    """That is, of what this process may have; a batch by a quarter larger ends without memory."""
-    changes = {"model": {"d_model": 64, "layers": ["short_conv", "mixer"]}, "mixer": {"name": "linear_attention"}}
-    changes["device"] = "cuda"
-    (run,) = runs_of(config(changes, batch_size="largest", cuda_graph=True))
-    torch.cuda.set_per_process_memory_fraction(2**31 / torch.cuda.get_device_properties(0).total_memory)
-    try:
-        metrics = measure(run, torch.device("cuda"), StopRequest())["metrics"]
-        assert metrics["cuda_graph"]
-        more = runs_of(config(changes, batch_size=metrics["batch_size"] * 5 // 4, cuda_graph=True))[0]
-        with pytest.raises(RuntimeError) as raised:
-            measure(more, torch.device("cuda"), StopRequest())
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
-    assert out_of_memory(raised.value)
-    assert metrics["batch_size"] > 1000
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a graph needs a GPU")
