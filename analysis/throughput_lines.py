@@ -16,6 +16,9 @@ from analysis.style import FAINT_INK
 _ASKED = {"batch_size": "throughput.batch_size", "throughput.prompt_length": "throughput.prompt_length"}
 """The setting behind an axis: a batch may have been asked for as the largest."""
 
+_REPEATS = "throughput.passes"
+"""Says how often a speed was measured, not of what."""
+
 _PANEL = ["throughput.kind", "throughput.device_name"]
 
 
@@ -38,9 +41,8 @@ def speeds_by(runs: DataFrame, axis: str) -> DataFrame:
     """
     found = timed(runs)
     asked = _ASKED[axis]
-    settings = [
-        str(name) for name in found if str(name).startswith(("model.", "mixer.", "throughput.")) and name != asked
-    ]
+    settings = [str(name) for name in found if str(name).startswith(("model.", "mixer.", "throughput."))]
+    settings = [name for name in settings if name not in (asked, _REPEATS)]
     if axis != "batch_size":
         found = found.loc[found["throughput.batch_size"] != "largest"]
     key = found[settings].apply(as_text, axis=1) if len(found) else Series(dtype=str)

@@ -334,6 +334,17 @@ def test_rooflines_are_tokens_over_the_floor(records_for, write):
     assert (table["floor_tokens_per_second"] > table["tokens_per_second"]).all()
 
 
+def test_a_batch_asked_for_as_the_largest_ends_its_line(records_for, write):
+    """Though fewer passes over it were timed, which is no other condition."""
+    records = records_for("throughput_by_batch")
+    before = throughput_by_batch.table(load(write(records)))
+    for record in records:
+        largest = record["metrics"]["batch_size"] == 64
+        record["config"] |= {"throughput.passes": 1 if largest else 5}
+        record["config"] |= {"throughput.batch_size": "largest"} if largest else {}
+    assert throughput_by_batch.table(load(write(records))).equals(before)
+
+
 def test_each_device_has_panels_of_its_own(write, records_for):
     records = records_for("throughput_by_batch")
     for record in records[::2]:
