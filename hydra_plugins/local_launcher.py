@@ -10,7 +10,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from recallbench.config import AnyRun, ExecutionConfig
+    from recallbench.any_run import AnyRun
+    from recallbench.execution import ExecutionConfig
     from sweeps.study import Job
 
 

@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar, get_type_hints
 
@@ -31,6 +31,23 @@ class SettingErrors(ValueError):
     def __init__(self, errors: list[SettingError]):
         self.errors = list({str(error): error for error in errors}.values())
         super().__init__("\n".join(str(error) for error in self.errors))
+
+
+def attempt(errors: list[SettingError], prefix: str, build: Callable[[], T]) -> T | None:
+    """What `build` gives, or None with its errors collected, each under `prefix`."""
+    try:
+        return build()
+    except SettingErrors as found:
+        errors += [error.within(prefix) for error in found.errors]
+    except SettingError as error:
+        errors.append(error.within(prefix))
+    return None
+
+
+def require(config: Mapping[str, Any], groups: Sequence[str]) -> None:
+    """**Raises** `SettingErrors` where a configuration lacks a group."""
+    if errors := [SettingError(group, None, "it must be given") for group in groups if config.get(group) is None]:
+        raise SettingErrors(errors)
 
 
 @cache

@@ -14,10 +14,11 @@ from rich.console import Console
 
 from models.settings import SettingError, SettingErrors
 from recallbench import ranks
+from recallbench.any_run import AnyRun
 from recallbench.claim import holder
-from recallbench.composition import CONFIGURATION, compose
-from recallbench.config import AnyRun, ExecutionConfig, plain
+from recallbench.composition import CONFIGURATION, compose, plain
 from recallbench.device import check_device
+from recallbench.execution import ExecutionConfig
 from recallbench.explain import NO_NAME, explain
 from recallbench.interrupt import CannotGoOn, Stopped, StopRequest, deadline, stop_on_signals
 from recallbench.progress import describe, watch

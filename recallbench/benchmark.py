@@ -20,8 +20,8 @@ from rich.progress import track
 from rich.table import Table
 
 from recallbench.benchmark_file import BenchmarkFile
-from recallbench.config import resolve
 from recallbench.execute import choose_device
+from recallbench.run import resolve
 from recallbench.train import Training
 
 RATES = (1e-3, 10**-2.5, 1e-2, 10**-1.5)

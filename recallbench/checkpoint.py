@@ -9,8 +9,8 @@ import torch
 import yaml
 from torch import Tensor
 
+from recallbench.any_run import AnyRun
 from recallbench.claim import Claim, ClaimLost, take
-from recallbench.config import AnyRun
 from recallbench.disk import write_atomically, write_once, writing
 from recallbench.record import RunDirectory
 

@@ -11,7 +11,8 @@ import torch
 from models import ModelConfig
 from models.mixers import ALL_MIXERS
 from models.settings import SettingError
-from recallbench.config import AnyRun, ExecutionConfig
+from recallbench.any_run import AnyRun
+from recallbench.execution import ExecutionConfig
 
 
 def choose_device(name: str) -> torch.device:

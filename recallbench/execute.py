@@ -10,18 +10,20 @@ import torch
 from rich.console import Console
 
 from models import build_model
+from recallbench.any_run import AnyRun
 from recallbench.checkpoint import WritableDirectory
 from recallbench.claim import ClaimLost
-from recallbench.config import AnyRun, ExecutionConfig, Run
 from recallbench.decode import evaluate_recurrently
 from recallbench.device import check_device, choose_device
 from recallbench.disk import DiskTrouble
+from recallbench.execution import ExecutionConfig
 from recallbench.holding import claimed
 from recallbench.interrupt import Stopped, StopRequest
 from recallbench.logger import Logger, open_logger
 from recallbench.members import every_member
 from recallbench.memory import out_of_memory, peak_memory
 from recallbench.provenance import provenance
+from recallbench.run import Run
 from recallbench.state import measure_state
 from recallbench.train import Ended, Training, autocast, evaluate
 

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from recallbench.composition import compose
-from recallbench.config import plain
+from recallbench.composition import compose, plain
 from recallbench.interrupt import CannotGoOn, StopRequest
 from recallbench.perform import perform
 from recallbench.record import RunDirectory

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 from recallbench.checkpoint import WritableDirectory
 from recallbench.claim import Claim, ClaimLost
-from recallbench.config import ExecutionConfig
 from recallbench.device import choose_device
+from recallbench.execution import ExecutionConfig
 from recallbench.provenance import provenance
 
 DEATHS = 3

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from recallbench.config import AnyRun, LoggerConfig
+from recallbench.any_run import AnyRun
+from recallbench.execution import LoggerConfig
 
 
 class Logger(Protocol):

@@ -7,11 +7,12 @@ from typing import Any, TypeVar
 
 import torch
 
+from recallbench.any_run import AnyRun
 from recallbench.checkpoint import WritableDirectory
 from recallbench.claim import ClaimLost
-from recallbench.config import AnyRun, ExecutionConfig
 from recallbench.device import choose_device
 from recallbench.disk import DiskTrouble
+from recallbench.execution import ExecutionConfig
 from recallbench.holding import claimed
 from recallbench.interrupt import Stopped, StopRequest
 from recallbench.logger import open_logger

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
-from recallbench.config import AnyRun, ExecutionConfig, Run
+from recallbench.any_run import AnyRun
 from recallbench.execute import execute as train
+from recallbench.execution import ExecutionConfig
 from recallbench.interrupt import StopRequest
 from recallbench.recall.evaluation import Evaluation
 from recallbench.recall.execute import execute as evaluate
+from recallbench.run import Run
 from recallbench.text.execute import execute as train_on_text
 from recallbench.text.run import LanguageRun
 from recallbench.throughput.execute import execute as measure

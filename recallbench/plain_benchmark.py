@@ -22,11 +22,11 @@ from kernels.backend import using
 from models import LanguageModel
 from recallbench.benchmark import BASED, RATES
 from recallbench.benchmark_file import BenchmarkFile
-from recallbench.composition import compose
-from recallbench.config import Run, plain, resolve
+from recallbench.composition import compose, plain
 from recallbench.execute import choose_device
 from recallbench.interrupt import StopRequest
 from recallbench.members import build, every_member
+from recallbench.run import Run, resolve
 from recallbench.task import Examples
 from recallbench.train import Ended, Training, evaluate
 

@@ -7,8 +7,9 @@ three functions.
 
 from collections.abc import Sequence
 
-from recallbench import config as training
-from recallbench.config import AnyRun, ExecutionConfig, Settings
+from recallbench import run as training
+from recallbench.any_run import AnyRun, Settings
+from recallbench.execution import ExecutionConfig
 from recallbench.recall import evaluation
 from recallbench.text import run as language
 from recallbench.throughput import measurement

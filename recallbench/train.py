@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from models import LanguageModel
-from recallbench.config import AnyRun, Run
+from recallbench.any_run import AnyRun
 from recallbench.eager import eagerly
 from recallbench.interrupt import Stopped, StopRequest
 from recallbench.members import AdamW, Parameters, build, each, every_member, leaves, one_member, stack, stacks
 from recallbench.replay import Replay
+from recallbench.run import Run
 from recallbench.task import IGNORED, Examples, generator
 
 

@@ -11,7 +11,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from recallbench.config import Settings, plain
+from recallbench.any_run import Settings
+from recallbench.composition import plain
 
 REFERENCE = re.compile(r"\$\{(\w+(?:\.\w+)*)\}")
 """An interpolation that is another setting's value and nothing else."""

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from hydra.plugins.launcher import Launcher
 from rich.console import Console
 
-from recallbench.config import AnyRun, ExecutionConfig
+from recallbench.any_run import AnyRun
+from recallbench.execution import ExecutionConfig
 from sweeps.study import Job
 
 

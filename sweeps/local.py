@@ -6,8 +6,9 @@ from typing import Any
 from rich.console import Console
 
 from models.settings import SettingErrors, check
-from recallbench.config import AnyRun, ExecutionConfig
+from recallbench.any_run import AnyRun
 from recallbench.device import check_device
+from recallbench.execution import ExecutionConfig
 from recallbench.interrupt import Stopped, deadline, stop_on_signals
 from sweeps.mps import side_by_side
 from sweeps.pool import PoolConfig, places, run_pool

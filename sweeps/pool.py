@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from recallbench import ranks
-from recallbench.config import Settings
+from recallbench.any_run import Settings
 from recallbench.interrupt import CannotGoOn, StopRequest
 
 PERIOD = 0.2

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from models.settings import SettingErrors
-from recallbench.config import UNDER_STUDY
+from recallbench.resolved_model import UNDER_STUDY
 from recallbench.runs import runs_of
 
 

@@ -32,7 +32,7 @@ from submitit.helpers import clean_env
 from submitit.slurm.slurm import SlurmExecutor
 
 from models.settings import SettingError, SettingErrors, check
-from recallbench.config import ExecutionConfig
+from recallbench.execution import ExecutionConfig
 from recallbench.interrupt import CannotGoOn
 from recallbench.record import RunDirectory
 from sweeps.launches import Settings, launch_folder, read_launch, write_launch

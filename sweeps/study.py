@@ -11,8 +11,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from rich.console import Console
 
 from models.settings import SettingError, SettingErrors
+from recallbench.any_run import AnyRun, Settings
 from recallbench.claim import holder, server_time, take
-from recallbench.config import AnyRun, ExecutionConfig, Settings
+from recallbench.execution import ExecutionConfig
 from recallbench.interrupt import deadline
 from recallbench.progress import watch
 from recallbench.record import RunDirectory, write_study

@@ -15,9 +15,10 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 
 from models.settings import SettingError, SettingErrors
+from recallbench.any_run import AnyRun, Settings
 from recallbench.claim import Holder, holder
-from recallbench.config import AnyRun, ExecutionConfig, Settings
 from recallbench.disk import DiskTrouble
+from recallbench.execution import ExecutionConfig
 from recallbench.interrupt import USUAL, Stopped, StopRequest
 from recallbench.perform import perform
 from recallbench.record import RunDirectory

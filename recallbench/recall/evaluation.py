@@ -11,9 +11,10 @@ import torch
 from annotated_types import Len
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
-from models.settings import SettingError, SettingErrors, check
-from recallbench import config as training
-from recallbench.config import AnyRun, ExecutionConfig, Settings, attempt, flat, require
+from models.settings import SettingError, SettingErrors, attempt, check, require
+from recallbench import run as training
+from recallbench.any_run import AnyRun, Settings, flat
+from recallbench.execution import ExecutionConfig, resolve_execution
 from recallbench.recall.documents import Document, read_documents
 from recallbench.recall.source import Source, resolve_source
 from recallbench.text.tokenizer import Tokenizer, load_tokenizer
@@ -155,7 +156,7 @@ def runs_of(config: Settings) -> list[Evaluation]:
 
 def execution_of(config: Settings) -> ExecutionConfig:
     """The part of a configuration that changes no result. **Raises** `SettingErrors` as `resolve` does."""
-    return training.execution_of(config, PARTS)
+    return resolve_execution(config, PARTS)
 
 
 def _essence(task: EvaluationConfig, documents: str | None) -> dict[str, Any]:

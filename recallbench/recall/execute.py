@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from recallbench.checkpoint import WritableDirectory
-from recallbench.config import ExecutionConfig
+from recallbench.execution import ExecutionConfig
 from recallbench.interrupt import StopRequest
 from recallbench.one_by_one import one_by_one
 from recallbench.recall.evaluate import evaluate

@@ -7,9 +7,9 @@ import torch
 
 from models import build_model
 from recallbench import ranks
-from recallbench.config import ExecutionConfig
 from recallbench.device import check_device, choose_device
 from recallbench.execute import Kind, carry_out
+from recallbench.execution import ExecutionConfig
 from recallbench.interrupt import CannotGoOn, Stopped, StopRequest
 from recallbench.members import one_member
 from recallbench.memory import peak_memory

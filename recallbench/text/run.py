@@ -6,23 +6,13 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from models.settings import SettingError, SettingErrors, check
-from recallbench import config as training
-from recallbench.config import (
-    AnyRun,
-    ExecutionConfig,
-    Members,
-    NonNegative,
-    Settings,
-    attempt,
-    check_seed,
-    digest,
-    flat,
-    require,
-    resolve_model,
-)
+from models.settings import SettingError, SettingErrors, attempt, check, require
+from recallbench.any_run import AnyRun, Settings, digest, flat
+from recallbench.execution import ExecutionConfig, resolve_execution
+from recallbench.resolved_model import resolve_model
+from recallbench.run import Members, check_seed
 from recallbench.text.corpus import DATA, Corpus, prepare
 
 NAME = "lm"
@@ -65,7 +55,7 @@ class LanguageTrain(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     learning_rate: PositiveFloat = 1e-3
-    weight_decay: NonNegative = 0.1
+    weight_decay: NonNegativeFloat = 0.1
     beta2: Share = 0.95
     tokens: PositiveInt = 300_000_000
     batch_size: PositiveInt = 64
@@ -175,4 +165,4 @@ def runs_of(config: Settings) -> list[LanguageRun]:
 
 def execution_of(config: Settings) -> ExecutionConfig:
     """The part of a configuration that changes no result. **Raises** `SettingErrors` as `resolve` does."""
-    return training.execution_of(config, PARTS)
+    return resolve_execution(config, PARTS)

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from recallbench.config import ExecutionConfig
 from recallbench.device import check_device
+from recallbench.execution import ExecutionConfig
 from recallbench.interrupt import StopRequest
 from recallbench.one_by_one import one_by_one
 from recallbench.throughput.measure import measure

@@ -4,23 +4,15 @@ import dataclasses
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PositiveInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, NonNegativeFloat, PositiveInt
 from pydantic_core import PydanticCustomError
 
-from models.settings import SettingError, SettingErrors, check
-from recallbench import config as training
-from recallbench.config import (
-    AnyRun,
-    ExecutionConfig,
-    NonNegative,
-    Settings,
-    StateDtype,
-    attempt,
-    flat,
-    require,
-    resolve_model,
-)
+from models.settings import SettingError, SettingErrors, attempt, check, require
+from recallbench import run as training
+from recallbench.any_run import AnyRun, Settings, StateDtype, flat
 from recallbench.device import choose_device, device_name
+from recallbench.execution import ExecutionConfig, resolve_execution
+from recallbench.resolved_model import resolve_model
 
 REQUIRED = ("throughput", "model", "mixer")
 PARTS = (*REQUIRED, "members")
@@ -54,7 +46,7 @@ class ThroughputConfig(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     state_dtype: StateDtype | None = None
     backend: Literal["reference"] | None = None
-    temperature: NonNegative = 0
+    temperature: NonNegativeFloat = 0
     cuda_graph: bool = True
     passes: PositiveInt = 5
     vocab_size: PositiveInt = 50264
@@ -147,4 +139,4 @@ def runs_of(config: Settings) -> list[Measurement]:
 
 def execution_of(config: Settings) -> ExecutionConfig:
     """The part of a configuration that changes no result. **Raises** `SettingErrors` as `resolve` does."""
-    return training.execution_of(config, PARTS)
+    return resolve_execution(config, PARTS)

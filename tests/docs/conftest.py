@@ -18,7 +18,7 @@ import analysis
 import recallbench
 from models import build_model
 from recallbench.checkpoint import WritableDirectory
-from recallbench.config import ExecutionConfig
+from recallbench.execution import ExecutionConfig
 from recallbench.runs import execution_of, runs_of
 
 ROOT = Path(recallbench.__file__).parents[1]

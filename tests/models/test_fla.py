@@ -6,9 +6,10 @@ import torch
 from models import MIXERS
 from models.mixers import ALL_MIXERS
 from models.settings import SettingError, construct
-from recallbench.config import ExecutionConfig, resolve
 from recallbench.execute import execute
+from recallbench.execution import ExecutionConfig
 from recallbench.interrupt import StopRequest
+from recallbench.run import resolve
 from recallbench.state import storages
 
 LAYERS = ["MultiScaleRetention", "HGRN2Attention"]

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from recallbench.config import ExecutionConfig, Run, resolve
 from recallbench.execute import execute
+from recallbench.execution import ExecutionConfig
 from recallbench.interrupt import StopRequest
+from recallbench.run import Run, resolve
 
 TINY = {
     "task": {

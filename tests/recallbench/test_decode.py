@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from models import MIXERS, build_model
-from recallbench.config import ExecutionConfig, resolve
 from recallbench.decode import evaluate_recurrently
 from recallbench.execute import execute
+from recallbench.execution import ExecutionConfig
 from recallbench.interrupt import StopRequest
 from recallbench.members import every_member
 from recallbench.record import RunDirectory
+from recallbench.run import resolve
 from recallbench.tasks import TASKS
 from recallbench.train import evaluate
 

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from models import LanguageModel, ModelConfig
 from models.settings import SettingError, SettingErrors
+from recallbench.any_run import AnyRun
 from recallbench.checkpoint import WritableDirectory
-from recallbench.config import AnyRun
 from recallbench.interrupt import Stopped, StopRequest
 from recallbench.perform import perform
 from recallbench.recall import harness

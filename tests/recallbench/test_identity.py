@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from models.mixers import ALL_MIXERS
 from models.settings import SettingErrors, schema
 from recallbench.__main__ import CONFIGURATION
-from recallbench.config import PARTS, ExecutionConfig, TrainConfig, execution_of, plain, resolve, runs_of
+from recallbench.composition import plain
+from recallbench.execution import ExecutionConfig
 from recallbench.recall.evaluation import TASKS as EVALUATIONS
+from recallbench.run import PARTS, TrainConfig, execution_of, resolve, runs_of
 from recallbench.tasks import TASKS
 
 DEFAULT = "d98bf315220b81f1"

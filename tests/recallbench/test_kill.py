@@ -19,7 +19,8 @@ EVERY_MOMENT = """
 import io, itertools, json, os, signal, sys
 from pathlib import Path
 import torch
-from recallbench.config import ExecutionConfig, runs_of
+from recallbench.execution import ExecutionConfig
+from recallbench.run import runs_of
 from recallbench.execute import execute
 from recallbench.interrupt import StopRequest
 from recallbench.record import write_study

@@ -21,7 +21,8 @@ from models import build_model
 from models.settings import SettingErrors
 from recallbench import ranks
 from recallbench.__main__ import CONFIGURATION
-from recallbench.config import ExecutionConfig, plain
+from recallbench.composition import plain
+from recallbench.execution import ExecutionConfig
 from recallbench.interrupt import Stopped, StopRequest
 from recallbench.members import build
 from recallbench.runs import resolve, runs_of

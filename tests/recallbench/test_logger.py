@@ -18,7 +18,8 @@ BLOCK, WHOLE, LAST = 32768, 1, 4
 
 PROGRAM = """
 import json, sys, torch
-from recallbench.config import ExecutionConfig, LoggerConfig, runs_of
+from recallbench.execution import ExecutionConfig, LoggerConfig
+from recallbench.run import runs_of
 from recallbench.execute import execute
 from recallbench.interrupt import StopRequest
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import MIXERS
-from recallbench.config import resolve
 from recallbench.members import AdamW
+from recallbench.run import resolve
 
 PAIRS = [(0.01, 0), (0.003, 1), (0.03, 2)]
 """The learning rates and seeds of three members."""

@@ -215,7 +215,8 @@ def test_what_never_fits_in_memory_is_said_of_each_member(members, carry_out, tm
 
 LITTLE_MEMORY = """
 import json, resource, sys, torch
-from recallbench.config import ExecutionConfig, runs_of
+from recallbench.execution import ExecutionConfig
+from recallbench.run import runs_of
 from recallbench.execute import execute
 from recallbench.interrupt import StopRequest
 

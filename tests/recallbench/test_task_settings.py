@@ -5,8 +5,9 @@ import pytest
 
 from models.settings import SettingError, schema
 from recallbench.__main__ import CONFIGURATION
-from recallbench.config import plain, resolve
+from recallbench.composition import plain
 from recallbench.one_axis import OneAxis
+from recallbench.run import resolve
 from recallbench.tasks import TASKS
 
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from models import MIXERS, build_model
 from models.settings import SettingError, SettingErrors
 from recallbench.__main__ import CONFIGURATION
-from recallbench.config import ExecutionConfig
 from recallbench.device import device_name
+from recallbench.execution import ExecutionConfig
 from recallbench.interrupt import Stopped, StopRequest
 from recallbench.memory import out_of_memory
 from recallbench.perform import perform

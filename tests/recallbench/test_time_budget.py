@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from models.settings import SettingErrors
 from recallbench import STARTED
-from recallbench.config import execution_of
 from recallbench.interrupt import StopRequest, deadline
+from recallbench.run import execution_of
 
 UNITS = {"": 1, "s": 1, "min": 60, "h": 3600, "d": 86400}
 

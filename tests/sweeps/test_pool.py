@@ -18,8 +18,9 @@ from models.settings import SettingErrors
 from recallbench import claim
 from recallbench.checkpoint import WritableDirectory
 from recallbench.claim import holder, take
-from recallbench.config import ExecutionConfig, runs_of
+from recallbench.execution import ExecutionConfig
 from recallbench.interrupt import StopRequest
+from recallbench.run import runs_of
 from sweeps.local import check_local
 from sweeps.pool import places
 from sweeps.worker import carry_out

@@ -14,7 +14,7 @@ from rich.console import Console
 from models.settings import SettingError, SettingErrors
 from recallbench.__main__ import CONFIGURATION
 from recallbench.checkpoint import WritableDirectory
-from recallbench.config import plain
+from recallbench.composition import plain
 from recallbench.runs import resolve, runs_of
 from sweeps.compose import Composer
 from sweeps.grid import axes_of, expand
