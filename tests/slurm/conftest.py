@@ -132,7 +132,7 @@ def study(slurm: Path, tmp_path: Path) -> Study:
 def wait_until() -> Callable[..., None]:
     """Wait for something to become true; after so many seconds it never will."""
 
-    def wait(holds: Callable[[], object], what: str, seconds: float = 300) -> None:
+    def wait(holds: Callable[[], object], what: str, seconds: float = 120) -> None:
         end = time.monotonic() + seconds
         while not holds():
             assert time.monotonic() < end, f"waited in vain for {what}"

@@ -120,7 +120,7 @@ def test_a_node_goes_down_and_comes_back(study, slurm, undisturbed, ask, wait_un
     kill(processes_of(job))
     wait_until(lambda: len(study.results()) >= 3, "the others, which need no slurmd")
     subprocess.run(["slurmd", "-f", slurm / "slurm.conf"], check=True)
-    wait_until(lambda: len(study.results()) == 4, "SLURM to notice, and to queue it again")
+    wait_until(lambda: len(study.results()) == 4, "SLURM to notice, and to queue it again", seconds=300)
     assert numbers(study.results()) == pytest.approx(numbers(undisturbed), rel=1e-5, abs=1e-9)
     assert study.states() == {"done": 4}
     assert study.is_clean()
