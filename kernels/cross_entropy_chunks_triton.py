@@ -63,7 +63,7 @@ def _softmax(
         high = higher
     lse = high + tl.log2(total)
     loss = (high - own * LOG2E + tl.log2(total)) / LOG2E  # small numbers last: less is rounded away
-    tl.store(loss_ptr + r, tl.where(asked, tl.maximum(loss, 0.0), 0.0))
+    tl.store(loss_ptr + r, tl.where(asked & ~(loss < 0.0), loss, 0.0))  # NaN stays; tl.maximum makes it 0
     if ANSWER:
         tl.store(answer_ptr + r, best)
     if GRADIENT:

@@ -97,7 +97,7 @@ def _merge(
     own = tl.load(w_ptr + tl.where(asked, target, 0)[:, None] * D + d, mask=asked[:, None] & (d < D), other=0.0)
     answer_logit = tl.sum(x.to(tl.float32) * own.to(tl.float32), 1)
     loss = (high - answer_logit * LOG2E + tl.log2(total)) / LOG2E  # small numbers last: less is rounded away
-    tl.store(loss_ptr + r, tl.where(asked, tl.maximum(loss, 0.0), 0.0), mask=r < R)
+    tl.store(loss_ptr + r, tl.where(asked & ~(loss < 0.0), loss, 0.0), mask=r < R)  # NaN stays; tl.maximum makes it 0
     if ANSWER:
         tl.store(answer_ptr + r, best, mask=r < R)
     if GRADIENT:

@@ -107,6 +107,20 @@ def test_no_loss_is_below_zero(form):
     assert (losses < 1e-3).any()
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("at", ["x", "weight"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_loss_that_is_not_finite_is_told(form, at, bad):
+    """A run that broke down must not seem to have learned all: the largest of NaN and 0 is 0 on a GPU."""
+    x, weight, targets = operands(20, 16, 70, torch.float32)
+    with torch.no_grad():
+        {"x": x, "weight": weight}[at][3, 2] = bad
+    broken = ~exactly(x, weight, targets)[2].isfinite()
+    assert broken.any()
+    assert (~FORMS[form][0](x, weight, targets).isfinite() == broken).all()
+    assert (~FORMS[form][1](x, weight, targets)[0].isfinite() == broken).all()
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_no_row_at_all(form):
     x, weight = torch.zeros(0, 16, device=DEVICE, requires_grad=True), torch.ones(9, 16, device=DEVICE)
