@@ -175,7 +175,7 @@ class Performer(FeatureMap):
 
     The w_i are orthogonal within each block of K. They are one draw, the same in every layer, head, run and member of a
     sweep: what varies between seeds is training. The reference's shift by the sequence's largest exponent would not be
-    causal, so features of long vectors (|q|^2 beyond some 40 sqrt(K)) fall below the epsilon of the denominator, and one
+    causal, so those of long vectors (|q|^2 beyond some 40 sqrt(K)) fall below the epsilon of the denominator, and one
     of an x along w_i reaches exp(|w_i|^2 / 2), K / 2 on the mean: from K = 64 on, training can leave float32's range.
     Source: Choromanski et al. 2020, arXiv 2009.14794, section 2; F = 256 is its reference's default.
     """
