@@ -3,7 +3,7 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from rich.console import Console
 
 from models.settings import SettingError, SettingErrors
-from recallbench.any_run import AnyRun, Settings
+from recallbench.any_run import AnyRun, Settings, flat
 from recallbench.claim import holder, server_time, take
 from recallbench.execution import ExecutionConfig
 from recallbench.interrupt import deadline
@@ -94,7 +94,7 @@ def run_study(
     if not waiting:
         return
     shared = set.intersection(*(set(point) for point in directories))
-    labels = {" ".join(o for o in p if o not in shared) or title: d for p, d in waiting.items()}
+    labels = {_label(c, shared) or title: waiting[c.point] for c in found if c.point in waiting}
     jobs = group([checked for checked in found if checked.point in waiting])
     queued = launcher.submits and not execution.sweep.wait
     try:
@@ -103,6 +103,13 @@ def run_study(
     finally:
         if not queued:
             console.print(f"{title}: {tally(directories.values(), execution)}", soft_wrap=True)
+
+
+def _label(checked: Checked, shared: Set[str]) -> str:
+    """The overrides that set a point apart; of one that refers to other settings, what it comes to."""
+    settled = flat(checked.settings)
+    apart = [override.partition("=") for override in checked.point if override not in shared]
+    return " ".join(f"{key}={settled.get(key, value) if '${' in value else value}" for key, _, value in apart)
 
 
 def check_points(points: Sequence[Point], compose: Callable[[Point], Settings]) -> list[Checked]:

@@ -223,6 +223,23 @@ def test_an_imported_record_comes_without_weights_to_start_from(study, compose, 
     assert len(study([trained, *others])[1]) == 1
 
 
+def test_a_run_is_called_by_what_sets_it_apart(compose, tmp_path):
+    class Recording(Noting):
+        def launch_jobs(self, jobs, execution, console):
+            for run in (run for job in jobs for run in job.runs):
+                directory = WritableDirectory(tmp_path / "runs", run)
+                directory.take()
+                directory.begin()
+                directory.write_record(None, "completed", None, {})
+
+    said = Console(file=io.StringIO(), width=200)
+    points = [(f"model.d_model={D}", "mixer.feature_dim=${model.d_model}") for D in (16, 32)]
+    points.append(("model.d_model=16", "mixer.feature_dim=8"))
+    run_study([(f"runs={tmp_path}/runs", "mixer=based", *p) for p in points], compose, Recording(), said)
+    for D, K in ((16, 16), (32, 32), (16, 8)):
+        assert f"  model.d_model={D} mixer.feature_dim={K}\n" in said.file.getvalue()
+
+
 def test_the_manifest_lists_every_run_of_a_study(compose, tmp_path):
     def named(point):
         return {**compose(point), "study": "mine"}
