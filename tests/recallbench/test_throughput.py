@@ -1,11 +1,9 @@
-"""Measuring speed: the search for a batch, the loop that is timed, the floor beside it, and the record."""
+"""Measuring speed: the largest batch, the loop that is timed, the floor beside it, and the record."""
 
 import copy
 import dataclasses
 import json
 import math
-import sys
-import types
 
 import pytest
 import torch
@@ -23,11 +21,10 @@ from recallbench.memory import out_of_memory
 from recallbench.perform import perform
 from recallbench.runs import resolve, runs_of
 from recallbench.state import measure_state
-from recallbench.throughput import execute, nvml
+from recallbench.throughput import execute
 from recallbench.throughput import measure as measuring
 from recallbench.throughput.decode import Decoder, sample
 from recallbench.throughput.floor import Floor, floor, weight_bytes, weights_read, written
-from recallbench.throughput.largest import largest, near
 from recallbench.throughput.machine import Rates, rates
 from recallbench.throughput.measurement import ThroughputConfig, execution_of
 from recallbench.throughput.prefill import Prefill
@@ -62,34 +59,6 @@ def carry_out(folder, *configs, **execution):
     runs = [run for each in configs for run in runs_of(each)]
     perform(runs, ExecutionConfig(runs=str(folder), device="cpu", **execution), StopRequest())
     return [json.loads((folder / run.identity / "result.json").read_text(), parse_constant=pytest.fail) for run in runs]
-
-
-@given(limit=st.integers(0, 10**6))
-def test_the_largest_that_fits_is_found_to_an_eighth(limit):
-    tried = []
-
-    def fits(n):
-        tried.append(n)
-        return n <= limit
-
-    found = largest(fits)
-    assert found <= limit <= max(found + 1, found * 9 / 8) or found == limit == 0
-    assert len(tried) == len(set(tried)) <= 2 + math.log2(limit + 1) + 3
-
-
-@given(limit=st.integers(0, 10**4), guess=st.integers(0, 10**4))
-def test_from_a_guess_it_is_found_as_near(limit, guess):
-    tried = []
-
-    def fits(n):
-        tried.append(n)
-        return n <= limit
-
-    found = near(guess, fits)
-    assert found <= limit <= max(found + 1, found * 9 / 8) or found == 0 == min(limit, guess)
-    assert len(tried) == len(set(tried))
-    if limit >= 8 and limit * 8 / 9 <= guess <= limit * 9 / 8:
-        assert len(tried) <= 3
 
 
 @pytest.mark.parametrize(("as_written", "in_graph"), [(40, 40), (40, 44), (40, 31), (1, 1), (3, 0), (0, 0)])
@@ -442,38 +411,6 @@ def test_a_model_of_transformers_is_measured_as_it_is(tmp_path):
         SettingErrors, match="state_dtype is 'bfloat16': a cache of transformers has the dtype of the w"
     ):
         resolve(config(model, state_dtype="bfloat16"))
-
-
-def pynvml(reasons):
-    """The module, of one GPU with a counter of energy and a clock; `reasons`: what holds it back."""
-    module = types.ModuleType("pynvml")
-    module.__spec__ = types.SimpleNamespace(name="pynvml")
-    module.NVMLError = LookupError
-    module.nvmlInit = lambda: None
-    module.nvmlDeviceGetHandleByUUID = {"GPU-1234": "handle"}.__getitem__
-    module.nvmlDeviceGetTotalEnergyConsumption = {"handle": 2500}.__getitem__
-    module.nvmlDeviceGetClockInfo = lambda handle, kind: {"handle": 1980}[handle]
-    module.nvmlDeviceGetCurrentClocksThrottleReasons = reasons.__getitem__
-    return module
-
-
-@pytest.mark.parametrize(
-    ("uuid", "reasons", "told"),
-    [
-        ("1234", {"handle": 0x4 | 0x20 | 0x1}, (2.5, 1980, "power cap, software thermal")),
-        ("1234", {"handle": 0}, (2.5, 1980, "")),
-        ("1234", {}, (2.5, 1980, None)),
-        ("of a part", {}, (math.nan, None, None)),
-    ],
-)
-def test_a_gpu_is_asked_what_it_knows(uuid, reasons, told, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pynvml", pynvml(reasons))
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: types.SimpleNamespace(uuid=uuid))
-    gpu, nothing = nvml.Gpu(torch.device("cuda")), nvml.Gpu(CPU)
-    assert (gpu.clock_mhz(), gpu.throttled()) == told[1:]
-    assert gpu.joules() == pytest.approx(told[0], nan_ok=True)
-    assert math.isnan(nothing.joules())
-    assert (nothing.clock_mhz(), nothing.throttled()) == (None, None)
 
 
 def test_measurements_have_the_device_to_themselves():

@@ -173,6 +173,14 @@ def study(compose, tmp_path):
     return of
 
 
+def record(runs, run):
+    directory = WritableDirectory(runs, run)
+    directory.take()
+    directory.begin()
+    directory.write_record(None, "completed", None, {})
+    return directory
+
+
 def test_everything_wrong_is_said_before_anything_runs(study, tmp_path):
     points = [("mixer=attention", "mixer.num_heads=3"), ("mixer=based",), ("train.epochs=0",), ("train.epochs=0",)]
     with pytest.raises(SettingErrors) as raised:
@@ -193,10 +201,7 @@ def test_what_has_a_record_is_left_alone_unless_asked(study, compose, tmp_path):
     said, jobs = study(points)
     assert said.startswith("sweep: 3 runs, 0 done, 3 to go")
     assert seeds(jobs) == [[0, 1], [0]]
-    directory = WritableDirectory(tmp_path / "runs", resolve(compose(("seed=1",))))
-    directory.take()
-    directory.begin()
-    directory.write_record(None, "completed", None, {})
+    record(tmp_path / "runs", resolve(compose(("seed=1",))))
     said, jobs = study(points)
     assert said.startswith("sweep: 3 runs, 1 done, 2 to go")
     assert seeds(jobs) == [[0], [0]]
@@ -207,10 +212,7 @@ def test_what_has_a_record_is_left_alone_unless_asked(study, compose, tmp_path):
 
 def test_an_imported_record_comes_without_weights_to_start_from(study, compose, tmp_path):
     trained, *others = [(f"decode.state_dtype={dtype}",) for dtype in ("null", "bfloat16", "float16")]
-    directory = WritableDirectory(tmp_path / "runs", resolve(compose(trained)))
-    directory.take()
-    directory.begin()
-    directory.write_record(None, "completed", None, {})
+    directory = record(tmp_path / "runs", resolve(compose(trained)))
     with pytest.raises(SettingErrors) as raised:
         study([trained, *others])
     assert str(raised.value).splitlines() == [
@@ -227,10 +229,7 @@ def test_a_run_is_called_by_what_sets_it_apart(compose, tmp_path):
     class Recording(Noting):
         def launch_jobs(self, jobs, execution, console):
             for run in (run for job in jobs for run in job.runs):
-                directory = WritableDirectory(tmp_path / "runs", run)
-                directory.take()
-                directory.begin()
-                directory.write_record(None, "completed", None, {})
+                record(tmp_path / "runs", run)
 
     said = Console(file=io.StringIO(), width=200)
     points = [(f"model.d_model={D}", "mixer.feature_dim=${model.d_model}") for D in (16, 32)]
